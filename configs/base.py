@@ -1,0 +1,141 @@
+"""Every field of an experiment, with its meaning and default: Mask R-CNN R50-FPN with EQL on LVIS v1.
+
+Other configs start from `get_config()` here and change a few fields. Any field can be changed on the command line:
+
+    python train.py --config=configs/base.py --workdir=DIR --config.data.train_annotations=lvis_v1_train.json ...
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the base configuration; all fields that exist, exist here."""
+    c = ConfigDict()
+
+    c.name = "mask_rcnn_r50_fpn_eql"
+    c.seed = 0  # with the step and the image id, fixes every random draw
+
+    # ---------------------------------------------------------------- data
+    c.data = ConfigDict()
+    c.data.train_annotations = ""  # LVIS v0.5, LVIS v1 or COCO instance JSON
+    c.data.train_images = ""  # folder; files are found by coco_url (split folder + name), file_name or bare name
+    c.data.val_annotations = ""
+    c.data.val_images = ""
+    # Arguments of eql_jax.data.supershapes, which makes the four paths above when they are missing; empty for real data.
+    c.data.supershapes = ConfigDict()
+    # Where class frequencies (r/c/f letters, image counts) come from: 'lvis_v1' and 'lvis_v0.5' are the training counts
+    # shipped with the package; 'train_annotations' counts (or reads) the training file; else the path of a JSON.
+    c.data.frequencies = "lvis_v1"
+    c.data.strict = False  # True: the first faulty record is fatal; False: faulty records are skipped and summarised
+    c.data.drop_empty_images = True  # training only: leave out images without a usable object
+    c.data.sampler = "uniform"  # 'uniform' or 'repeat_factor'
+    c.data.repeat_threshold = 1e-3  # repeat-factor sampling: classes in fewer images than this share are repeated
+    c.data.shorter_side = (640, 672, 704, 736, 768, 800)  # training: one is drawn per image
+    c.data.longest_side = 1333
+    c.data.eval_shorter_side = 800
+    c.data.flip = True  # random horizontal flip in training
+    c.data.buckets = ((800, 1344), (1344, 800), (1088, 1088))  # padded (height, width); each image goes to the smallest that fits
+    c.data.max_objects = 300  # padding of ground truth; images with more keep the largest and are counted in the summary
+    c.data.mask_size = 112  # side of the box-cropped ground-truth masks
+    c.data.workers = 0  # parallel maps of tf.data; 0: as many as there are cores
+    c.data.prefetch = 2  # batches in flight on the host, and as many on the device
+
+    # ---------------------------------------------------------------- model
+    m = c.model = ConfigDict()
+    m.dtype = "float32"  # compute type of convolutions and matmuls: 'float32' or 'bfloat16'; parameters stay float32
+    m.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
+    m.pixel_std = (58.395, 57.12, 57.375)
+    m.backbone = ConfigDict()
+    m.backbone.depth = 50  # 18, 34, 50 or 101
+    m.backbone.width = 64  # channels of the stem; the stages follow
+    m.backbone.norm = "frozen_batch_norm"  # 'frozen_batch_norm', 'batch_norm' (live, over the global batch) or 'group_norm'
+    m.backbone.freeze_at = 2  # 0: nothing; 1: the stem; 2: stem and res2, ... get no gradient
+    m.backbone.stride_in_1x1 = True  # bottlenecks: stride in the first 1x1 (MSRA, detectron2) or in the 3x3 (torchvision)
+    m.fpn = ConfigDict()
+    m.fpn.channels = 256
+    m.fpn.norm = "none"  # 'none', 'batch_norm' or 'group_norm'
+    m.fpn.min_level = 2  # finest level, 2 is stride 4; the coarsest (one above res5) serves the RPN only
+    m.rpn = ConfigDict()
+    m.rpn.anchor_sizes = (32, 64, 128, 256, 512)  # pixels, one per level
+    m.rpn.aspect_ratios = (0.5, 1.0, 2.0)  # height / width
+    m.rpn.positive_iou = 0.7
+    m.rpn.negative_iou = 0.3
+    m.rpn.batch_per_image = 256  # sampled anchors
+    m.rpn.positive_fraction = 0.5
+    m.rpn.pre_nms_train = 2000  # per level
+    m.rpn.post_nms_train = 1000  # per image
+    m.rpn.pre_nms_test = 1000
+    m.rpn.post_nms_test = 1000
+    m.rpn.nms_iou = 0.7
+    m.roi = ConfigDict()
+    m.roi.batch_per_image = 512  # sampled RoIs
+    m.roi.positive_fraction = 0.25
+    m.roi.positive_iou = 0.5
+    m.roi.sampling_ratio = 2  # RoIAlign points per bin and axis
+    m.roi.canonical_size = 224  # a box of this size is pooled from level canonical_level
+    m.roi.canonical_level = 4
+    m.box_head = ConfigDict()
+    m.box_head.loss = "eql"  # 'eql', 'sigmoid' or 'softmax'
+    m.box_head.num_fc = 2
+    m.box_head.fc_dim = 1024
+    m.box_head.pool_size = 7
+    m.box_head.class_agnostic_boxes = False
+    m.box_head.prior = 0.001  # initial score of every class under a sigmoid loss: bias = -log((1 - prior) / prior)
+    m.mask_head = ConfigDict()
+    m.mask_head.num_convs = 4
+    m.mask_head.channels = 256
+    m.mask_head.pool_size = 14
+    m.mask_head.class_agnostic = False
+    # Equalization loss, w = 1 - E(r) T(f) (1 - y)
+    m.eql = ConfigDict()
+    m.eql.tail_by = "letters"  # 'letters': the classes of `tail_letters`; 'lambda': classes with f < lambda
+    m.eql.tail_letters = "rc"
+    m.eql.threshold = 1.1e-3  # lambda, a share of images
+    m.eql.num_images = 99388  # the denominator of f: 99388 annotated training images of v1 (v0.5: 56740, the paper 57263)
+    m.eql.function = "step"  # T below lambda: 'step', 'exponential' or 'gompertz'
+    m.eql.background_keeps_negatives = True  # E(r): False drops the tail's negatives on background proposals too
+    m.eql.verified_negatives = False  # paper section 4.2: weight 1 for classes annotated or verified absent in the image
+    m.test = ConfigDict()
+    m.test.score_threshold = 1e-4
+    m.test.nms_iou = 0.5
+    m.test.detections_per_image = 300
+    m.test.candidates = 10_000  # top (proposal, class) pairs that enter NMS; more are taken when these cannot prove exact
+
+    # ---------------------------------------------------------------- training
+    t = c.train = ConfigDict()
+    t.batch_size = 16  # images over all devices and hosts
+    t.steps = 90_000
+    t.gradient_accumulation = 1  # the batch is run in this many parts, one after the other
+    t.init_from = ""  # workdir or checkpoint whose parameters training starts from
+    t.loss_weights = ConfigDict(dict(rpn_cls=1.0, rpn_box=1.0, cls=1.0, box=1.0, mask=1.0))
+    o = c.optimizer = ConfigDict()
+    o.name = "sgd"  # 'sgd' (momentum) or 'adamw'
+    o.learning_rate = 0.02
+    o.momentum = 0.9
+    o.nesterov = False
+    o.betas = (0.9, 0.999)  # adamw
+    o.weight_decay = 1e-4
+    o.schedule = "steps"  # 'steps', 'cosine' or 'constant', after the warm-up
+    o.decay_at = (60_000, 80_000)  # 'steps': multiply by decay_factor there
+    o.decay_factor = 0.1
+    o.warmup_steps = 1000
+    o.warmup_factor = 0.001  # of the learning rate, at step 0
+    o.clip_norm = 0.0  # global gradient norm; 0: off
+    # (regex over the parameter's path, factor of learning rate, factor of weight decay); the first match counts.
+    o.groups = ((r".*/(norm|bn)[^/]*/.*", 1.0, 0.0), (r".*/bias", 1.0, 1.0))
+    o.ema_decay = 0.0  # exponential moving average of the parameters, used for evaluation; 0: off
+
+    # ---------------------------------------------------------------- devices
+    c.mesh = ConfigDict(dict(data=-1, model=1))  # -1: all that is left
+
+    # ---------------------------------------------------------------- evaluation, logs, checkpoints
+    e = c.eval = ConfigDict()
+    e.every = 10_000  # steps; 0: at the end only
+    e.batch_size = 8  # images over all devices and hosts
+    e.max_images = 0  # 0: all
+    e.max_detections = 300  # per image, as the LVIS protocol has it
+    e.pictures = 16  # validation pictures drawn with their detections into workdir/pictures at the end; 0: none
+    c.log = ConfigDict(dict(every=20, tensorboard=True, progress=True))
+    c.checkpoint = ConfigDict(dict(every=2000, keep=2, keep_best=1))  # best by mask AP
+    c.debug = ConfigDict(dict(nan_checks=True))  # stop on a loss that is not finite, naming step, images and terms
+    return c

@@ -1,0 +1,13 @@
+"""The sigmoid baseline of configs/supershapes_tiny.py: same data, steps and seed, plain sigmoid cross-entropy.
+
+    python train.py --config=configs/supershapes_tiny_sigmoid.py --workdir=runs/supershapes_tiny_sigmoid
+"""
+
+from configs import supershapes_tiny
+
+
+def get_config():
+    c = supershapes_tiny.get_config()
+    c.name = "supershapes_tiny_sigmoid"
+    c.model.box_head.loss = "sigmoid"
+    return c

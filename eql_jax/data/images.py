@@ -1,0 +1,131 @@
+"""Reading, resizing and padding image files with Pillow, whose bytes detectron2's are too.
+
+H W image size. Images are uint8 [H, W, 3] RGB.
+
+Pillow and not tf.image: the bilinear filter with antialias of both differs by up to 1 in 14 % of the values, Pillow's
+is the one published numbers rest on, and it takes half the processor time (13 against 22 ms from 640x480 to 1067x800).
+Pillow releases the interpreter lock while it decodes and resizes, so tf.data's threads run it in parallel.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from eql_jax.data.annotations import ImageRecord
+from eql_jax.data.transforms import Size
+from eql_jax.data.validation import FaultReport
+
+_EXIF_ORIENTATION = 0x0112
+
+
+class ImageError(ValueError):
+    """An image file cannot be used. `kind` is a kind of `validation.FAULT_KINDS`."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+def read_size(path: str | Path) -> Size:
+    """Returns height and width from the file's header, EXIF orientation applied. Nothing is decoded.
+
+    Raises:
+      ImageError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return Size(width, height) if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5 else Size(height, width)
+    except FileNotFoundError as error:
+        raise ImageError("missing image", "no such file") from error
+    except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and more
+        raise ImageError("unreadable image", _reason(error)) from error
+
+
+def read_image(path: str | Path, *, expected: Size | None = None) -> Image.Image:
+    """Decodes an image file to RGB; grey, palette, CMYK, 16-bit and transparent files are converted.
+
+    The EXIF orientation is applied, as detectron2 does. When `expected` (the JSON's size) is that of the stored pixels
+    and not that of the turned picture, the annotator saw the stored pixels and the orientation is ignored.
+
+    Raises:
+      ImageError: the file is missing, truncated or no image, or its size is not the expected one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # corrupt EXIF data is no reason to worry the user
+            with Image.open(path) as opened:
+                opened.load()
+                stored = Size(opened.height, opened.width)
+                image = opened
+                if opened.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+                    turned = ImageOps.exif_transpose(opened)
+                    if expected is None or expected == (turned.height, turned.width) or expected != stored:
+                        image = turned
+                image = _to_rgb(image)
+    except FileNotFoundError as error:
+        raise ImageError("missing image", "no such file") from error
+    except Exception as error:
+        raise ImageError("unreadable image", _reason(error)) from error
+    if expected is not None and expected != (image.height, image.width):
+        raise ImageError(
+            "size mismatch",
+            f"the file is {image.width} x {image.height}, the JSON says {expected.width} x {expected.height} "
+            "(width x height)",
+        )
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow clips 16-bit grey to 255 instead of scaling it.
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def resize_and_pad(image: Image.Image, *, size: Size, bucket: Size, flip: bool = False) -> np.ndarray:
+    """Resizes (bilinear, antialias), mirrors when flip, and pads with zeros at the right and bottom.
+
+    Returns:
+      uint8 [bucket.height, bucket.width, 3].
+    """
+    if (image.height, image.width) != size:
+        image = image.resize((size.width, size.height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    padded = np.zeros((*bucket, 3), np.uint8)
+    padded[: size.height, : size.width] = pixels[:, ::-1] if flip else pixels
+    return padded
+
+
+def verify_images(records: Sequence[ImageRecord], *, report: FaultReport, workers: int = 8) -> list[ImageRecord]:
+    """Decodes every image and returns the records whose file is whole and of the stated size.
+
+    Takes a few milliseconds per image and core. Training finds the same faults as it goes: this is for knowing
+    beforehand. Faults are added to `report`.
+    """
+
+    def check(record: ImageRecord) -> ImageError | None:
+        try:
+            read_image(record.path, expected=Size(record.height, record.width))
+        except ImageError as error:
+            return error
+        return None
+
+    good = []
+    with ThreadPoolExecutor(workers) as pool:
+        for record, error in zip(records, pool.map(check, records), strict=True):
+            if error is None:
+                good.append(record)
+            else:
+                report.add(error.kind, file=record.path, record_id=record.id, message=str(error))
+    return good

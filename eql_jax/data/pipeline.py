@@ -1,0 +1,380 @@
+"""Batches for training, evaluation and prediction, as dicts of NumPy arrays.
+
+B rows (images) of a batch on this host, H W bucket size, G padded objects, K classes, M side of the cropped masks.
+
+| key | type | what |
+| --- | --- | --- |
+| image | uint8 [B, H, W, 3] | RGB, resized, zeros at the right and bottom |
+| image_size | int32 [B, 2] | height, width of the valid part |
+| original_size | int32 [B, 2] | height, width of the file |
+| image_id | int64 [B] | -1 for a row without an image |
+| gt_boxes | float32 [B, G, 4] | XYXY, pixels of the resized image |
+| gt_classes | int32 [B, G] | -1 padding |
+| gt_ignore | bool [B, G] | crowd or ignore region |
+| gt_masks | uint8 [B, G, M, M] | 0/1, the mask cropped to its box |
+| verified_classes | bool [B, K] | annotated or verified absent in the image |
+
+Evaluation and prediction batches have the first four. A training batch depends on the config, the annotations and the
+step only: not on the step the iterator started at, nor on the number of hosts, each of which makes its own rows of the
+same global batch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from eql_jax.data.annotations import Annotations, ImageRecord, empty_objects
+from eql_jax.data.buckets import choose_bucket, parse_buckets
+from eql_jax.data.examples import ExampleShape, eval_example, padding_example, train_example
+from eql_jax.data.images import ImageError, read_size
+from eql_jax.data.parallel import tf_batches, threaded_batches
+from eql_jax.data.samplers import Sampler, repeat_factors
+from eql_jax.data.transforms import Size, draw_augmentation
+from eql_jax.data.validation import AnnotationError, FaultReport
+
+Batch = dict[str, np.ndarray]
+
+
+class SkippedImage(NamedTuple):
+    """An image that could not be used, and why."""
+
+    path: Path
+    reason: str
+
+
+def make_train_iterator(
+    annotations: Annotations, config: ConfigDict, *, start_step: int = 0, host: int = 0, num_hosts: int = 1
+) -> TrainIterator:
+    """Returns the endless iterator of training batches, beginning with that of start_step.
+
+    Args:
+      annotations: the training set.
+      config: reads seed, data.* and train.batch_size.
+      start_step: the first step to make a batch for; nothing before it is read.
+      host, num_hosts: makes rows host * B .. (host + 1) * B of the global batch, B = train.batch_size / num_hosts.
+
+    Raises:
+      ValueError: the batch does not divide among the hosts, a config value is out of range.
+      AnnotationError: no image is left to train on.
+    """
+    return TrainIterator(annotations, config, start_step=start_step, host=host, num_hosts=num_hosts)
+
+
+class TrainIterator(Iterator[Batch]):
+    """Endless training batches. Made by `make_train_iterator`.
+
+    Attributes:
+      step: the step of the batch that `next` returns.
+      report: faults of image files met so far (an image that cannot be read is replaced by the next one of its bucket),
+        and notes: images left out or scaled down, objects beyond the padding.
+      records: the images trained on.
+      sampler: `records` of each step.
+    """
+
+    def __init__(self, annotations: Annotations, config: ConfigDict, *, start_step: int, host: int, num_hosts: int):
+        data = config.data
+        self.step = start_step
+        self.report = FaultReport(strict=data.strict)
+        self._rows = _rows_per_host(config.train.batch_size, host, num_hosts, "train.batch_size")
+        self._first_row = host * self._rows
+        self._seed = config.seed
+        self._flip = data.flip
+        self._shorter_sides = _shorter_sides(data.shorter_side)
+        self._longest_side = data.longest_side
+        self._shape = ExampleShape(data.max_objects, data.mask_size, annotations.num_classes)
+        self._buckets = parse_buckets(data.buckets)
+        self.records = self._select(annotations, drop_empty=data.drop_empty_images)
+        self.sampler = Sampler(
+            buckets=self._assign_buckets(),
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            factors=self._factors(data.sampler, data.repeat_threshold),
+        )
+        self._bad: set[int] = set()
+        self._bad_lock = threading.Lock()
+        first = start_step * self._rows
+        self._batches = tf_batches(
+            self._load_row,
+            first=first,
+            count=None,
+            rows_per_batch=self._rows,
+            workers=data.workers or os.cpu_count() or 1,
+            prefetch=data.prefetch,
+        )
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.step += 1
+        return batch
+
+    def close(self) -> None:
+        """Stops the workers. The iterator gives no more batches."""
+        self._batches.close()
+
+    def _select(self, annotations: Annotations, *, drop_empty: bool) -> list[ImageRecord]:
+        records = annotations.images
+        if drop_empty:
+            records = [record for record in records if not record.objects.ignore.all()]
+            if len(records) < len(annotations.images):
+                self.report.note("image without a usable object left out", len(annotations.images) - len(records))
+        if not records:
+            raise AnnotationError(
+                f"{annotations.raw}: none of {len(annotations.images)} images has a usable object to train on\n"
+                f"{annotations.report.summary()}"
+            )
+        surplus = sum(max(0, record.objects.size - self._shape.max_objects) for record in records)
+        if surplus:
+            text = f"object beyond data.max_objects = {self._shape.max_objects} of its image left out, the smallest first"
+            self.report.note(text, surplus)
+        return records
+
+    def _assign_buckets(self) -> list[int]:
+        return _assign_buckets(
+            self.records, self._buckets, max(self._shorter_sides), self._longest_side, self.report
+        )
+
+    def _factors(self, name: str, threshold: float) -> np.ndarray | None:
+        if name == "uniform":
+            return None
+        if name == "repeat_factor":
+            classes = [record.objects.classes for record in self.records]
+            return repeat_factors(classes, num_classes=self._shape.num_classes, threshold=threshold)
+        raise ValueError(f"data.sampler is {name!r}, expected 'uniform' or 'repeat_factor'")
+
+    def _load_row(self, position: int) -> Batch:
+        """Makes row position % B of the batch of step position // B."""
+        step, row = divmod(position, self._rows)
+        plan = self.sampler.batch(step)
+        row += self._first_row
+        members = self.sampler.members(plan.bucket)
+        start = int(np.searchsorted(members, plan.indices[row]))
+        # The image itself, then for an unusable one the next of its bucket, whatever came before on this host.
+        for offset in range(members.size):
+            index = int(members[(start + offset) % members.size])
+            if index in self._bad:
+                continue
+            record = self.records[index]
+            augmentation = draw_augmentation(
+                seed=self._seed,
+                step=step,
+                row=row,
+                image_id=record.id,
+                shorter_sides=self._shorter_sides,
+                flip=self._flip,
+            )
+            try:
+                return train_example(
+                    record,
+                    bucket=self._buckets[plan.bucket],
+                    augmentation=augmentation,
+                    longest_side=self._longest_side,
+                    shape=self._shape,
+                )
+            except ImageError as error:
+                self._mark_bad(index, error)
+        raise AnnotationError(
+            f"none of the {members.size} images of bucket {tuple(self._buckets[plan.bucket])} can be read\n"
+            f"{self.report.summary()}"
+        )
+
+    def _mark_bad(self, index: int, error: ImageError) -> None:
+        with self._bad_lock:
+            if index in self._bad:
+                return  # another thread met it at the same time
+            self._bad.add(index)
+        record = self.records[index]
+        self.report.add(error.kind, file=record.path, record_id=record.id, message=str(error))
+
+
+def make_eval_batches(
+    annotations: Annotations, config: ConfigDict, *, host: int = 0, num_hosts: int = 1
+) -> EvalBatches:
+    """Returns the evaluation batches of this host; every host has as many, of the same shapes.
+
+    Args:
+      annotations: the evaluation set, with images without objects.
+      config: reads data.*, eval.batch_size (of all hosts) and eval.max_images (evenly spaced images; 0 takes all).
+      host, num_hosts: this host's rows of each global batch.
+
+    Raises:
+      ValueError: the batch does not divide among the hosts, a config value is out of range.
+    """
+    records = annotations.images
+    if 0 < config.eval.max_images < len(records):
+        chosen = np.linspace(0, len(records) - 1, config.eval.max_images).round().astype(int)
+        records = [records[i] for i in chosen]
+    return EvalBatches(
+        records,
+        config,
+        batch_size=config.eval.batch_size,
+        host=host,
+        num_hosts=num_hosts,
+        report=FaultReport(strict=config.data.strict),
+        use_tensorflow=True,
+    )
+
+
+def make_prediction_batches(
+    images: Sequence[str | Path | ImageRecord], config: ConfigDict, *, batch_size: int
+) -> EvalBatches:
+    """Returns batches to predict on. Needs no TensorFlow. Unreadable images are skipped: see `EvalBatches.skipped`.
+
+    Args:
+      images: paths (their image ids are 1, 2, ... in order), or records, such as those of
+        `load_annotations(..., require_annotations=False).images`, whose stated sizes are checked.
+      config: reads data.buckets, eval_shorter_side, longest_side, workers and prefetch.
+      batch_size: images of a batch.
+
+    Raises:
+      ValueError: `images` is empty.
+    """
+    if not images:
+        raise ValueError("there are no images to predict on (an empty list of paths)")
+    none = np.zeros(0, np.int32)
+    records = [
+        image if isinstance(image, ImageRecord) else ImageRecord(i, Path(image), 0, 0, none, none, empty_objects())
+        for i, image in enumerate(images, start=1)
+    ]
+    return EvalBatches(
+        records,
+        config,
+        batch_size=batch_size,
+        host=0,
+        num_hosts=1,
+        report=FaultReport(),
+        use_tensorflow=False,
+    )
+
+
+class EvalBatches:
+    """Evaluation or prediction batches; can be iterated again. Made by the functions above.
+
+    Images are grouped by bucket, in the given order within one; the last batch of a bucket is padded with rows of
+    image_id -1. A row whose file cannot be used becomes such a row, too.
+
+    Attributes:
+      records: dict image id -> `ImageRecord`, of all images of all hosts that may come.
+      report: faults of image files met so far, and notes.
+      skipped: list of `SkippedImage`: images of this host that were met and cannot be used, each once.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        config: ConfigDict,
+        *,
+        batch_size: int,
+        host: int,
+        num_hosts: int,
+        report: FaultReport,
+        use_tensorflow: bool,
+    ):
+        data = config.data
+        self.report = report
+        self.skipped: list[SkippedImage] = []
+        self._skipped_ids: set[int] = set()
+        self._lock = threading.Lock()
+        self._rows = _rows_per_host(batch_size, host, num_hosts, "eval.batch_size")
+        self._shorter_side = data.eval_shorter_side
+        self._longest_side = data.longest_side
+        self._buckets = parse_buckets(data.buckets)
+        self._workers = data.workers or os.cpu_count() or 1
+        self._prefetch = data.prefetch
+        self._use_tensorflow = use_tensorflow
+        self._records = [record for record in records if record.width or self._has_header(record)]
+        self.records = {record.id: record for record in self._records}
+        assigned = np.array(
+            _assign_buckets(self._records, self._buckets, self._shorter_side, self._longest_side, report), np.int64
+        )
+        self._batch_buckets: list[int] = []
+        self._batch_rows: list[np.ndarray] = []  # this host's rows of each batch, -1 without an image
+        for bucket in range(len(self._buckets)):
+            members = np.flatnonzero(assigned == bucket)
+            for start in range(0, members.size, batch_size):
+                rows = np.full(batch_size, -1, np.int64)
+                rows[: min(batch_size, members.size - start)] = members[start : start + batch_size]
+                self._batch_buckets.append(bucket)
+                self._batch_rows.append(rows[host * self._rows : (host + 1) * self._rows])
+
+    def __len__(self) -> int:
+        """Number of batches, the same on every host."""
+        return len(self._batch_rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        make = tf_batches if self._use_tensorflow else threaded_batches
+        return make(
+            self._load_row,
+            first=0,
+            count=len(self) * self._rows,
+            rows_per_batch=self._rows,
+            workers=self._workers,
+            prefetch=self._prefetch,
+        )
+
+    def _has_header(self, record: ImageRecord) -> bool:
+        try:
+            read_size(record.path)
+        except ImageError as error:
+            self._skip(record, error)
+            return False
+        return True
+
+    def _skip(self, record: ImageRecord, error: ImageError) -> None:
+        with self._lock:
+            if record.id in self._skipped_ids:
+                return
+            self._skipped_ids.add(record.id)
+            self.skipped.append(SkippedImage(record.path, f"{error.kind}: {error}"))
+        self.report.add(error.kind, file=record.path, record_id=record.id, message=str(error))
+
+    def _load_row(self, position: int) -> Batch:
+        batch, row = divmod(position, self._rows)
+        index = int(self._batch_rows[batch][row])
+        bucket = self._buckets[self._batch_buckets[batch]]
+        if index >= 0:
+            record = self._records[index]
+            try:
+                return eval_example(
+                    record, bucket=bucket, shorter_side=self._shorter_side, longest_side=self._longest_side
+                )
+            except ImageError as error:
+                self._skip(record, error)
+        return padding_example(bucket=bucket)
+
+
+def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int:
+    if not 0 <= host < num_hosts:
+        raise ValueError(f"host is {host}, expected 0 .. {num_hosts - 1} (num_hosts {num_hosts})")
+    if batch_size < 1 or batch_size % num_hosts:
+        raise ValueError(f"{name} is {batch_size}, expected a positive multiple of the {num_hosts} hosts")
+    return batch_size // num_hosts
+
+
+def _shorter_sides(sides: int | Sequence[int]) -> tuple[int, ...]:
+    sides = (sides,) if isinstance(sides, int) else tuple(sides)
+    if not sides or min(sides) < 1:
+        raise ValueError(f"data.shorter_side must be one or more positive integers, got {sides}")
+    return sides
+
+
+def _assign_buckets(
+    records: Sequence[ImageRecord], buckets: tuple[Size, ...], shorter_side: int, longest_side: int, report: FaultReport
+) -> list[int]:
+    """Returns the bucket of each record; notes those that are scaled down to fit theirs."""
+    assigned = []
+    shrunk = 0
+    for record in records:
+        size = Size(record.height, record.width) if record.width else read_size(record.path)
+        choice = choose_bucket(*size, buckets=buckets, shorter_side=shorter_side, longest_side=longest_side)
+        assigned.append(choice.index)
+        shrunk += not choice.fits
+    if shrunk:
+        report.note("image too large for every bucket of data.buckets at its full size, scaled down to fit", shrunk)
+    return assigned

@@ -1,0 +1,36 @@
+"""Flax Linen modules of Mask R-CNN; `build_model` makes one from a config."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from eql_jax.models.mask_rcnn import Detections, MaskRCNN
+from eql_jax.models.resnet import frozen_prefixes
+
+__all__ = ["Detections", "MaskRCNN", "build_model", "init_model", "trainable_mask"]
+
+
+def build_model(config: ConfigDict, num_classes: int) -> MaskRCNN:
+    """The model of `config` (a whole config, of which `config.model` is read) with `num_classes` foreground classes."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+    return MaskRCNN(FrozenConfigDict(config.model), num_classes)
+
+
+def init_model(model: MaskRCNN, key: jax.Array) -> Mapping:
+    """Fresh variables {'params': .., 'batch_stats': ..} (the second empty without BatchNorm). Traceable by jit."""
+    variables = model.init(key, jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64, jnp.int32))
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def trainable_mask(params: Mapping, config: ConfigDict) -> Mapping:
+    """A tree like `params` of bools: False for the backbone's frozen stages (config.model.backbone.freeze_at)."""
+    frozen = frozen_prefixes(config.model.backbone.freeze_at)
+
+    def trainable(path, _) -> bool:
+        names = [p.key for p in path]
+        return not (names[0] == "backbone" and names[1].startswith(frozen)) if frozen else True
+
+    return jax.tree_util.tree_map_with_path(trainable, params)

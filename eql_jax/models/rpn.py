@@ -1,0 +1,42 @@
+"""Head of the region proposal network (Ren et al. 2015).
+
+Shapes: B images, A anchors per position, n_l anchors of level l in the order (h, w, a).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from eql_jax.models.layers import Conv
+
+
+class RPNOutput(NamedTuple):
+    """Per level: logits [B, n_l] and deltas [B, n_l, 4], float32."""
+
+    logits: list[jax.Array]
+    deltas: list[jax.Array]
+
+
+class RPNHead(nn.Module):
+    """3x3 convolution with ReLU, then objectness (A channels) and deltas (4A, channel = a * 4 + coordinate); shared by
+    all levels."""
+
+    channels: int
+    num_anchors: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Sequence[jax.Array]) -> RPNOutput:
+        init = nn.initializers.normal(0.01)
+        conv = Conv(self.channels, 3, 1, "none", init, self.dtype, name="conv")
+        objectness = Conv(self.num_anchors, 1, 1, "none", init, self.dtype, name="objectness")
+        box = Conv(4 * self.num_anchors, 1, 1, "none", init, self.dtype, name="anchor_deltas")
+        logits, deltas = [], []
+        for x in features:
+            x = nn.relu(conv(x))
+            logits.append(objectness(x).astype(jnp.float32).reshape(x.shape[0], -1))
+            deltas.append(box(x).astype(jnp.float32).reshape(x.shape[0], -1, 4))
+        return RPNOutput(logits, deltas)

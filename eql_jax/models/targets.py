@@ -1,0 +1,96 @@
+"""What the RPN and the RoI heads are trained on: labels of anchors, sampled RoIs and their ground truth.
+
+Per image; the model maps them over the batch. Shapes: N anchors, G padded ground truth (class -1 is padding), P
+proposals, R sampled RoIs of which the first F slots hold the foreground ones, K foreground classes (background = K).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eql_jax.ops import boxes as box_ops
+from eql_jax.ops import matching, sampling
+
+
+class GroundTruth(NamedTuple):
+    """Objects of an image: boxes [G,4], classes [G] (-1 padding), ignore [G] bool, masks [G,M,M] cropped to the box."""
+
+    boxes: jax.Array
+    classes: jax.Array
+    ignore: jax.Array
+    masks: jax.Array
+
+
+class RPNTargets(NamedTuple):
+    """labels [N]: 1 positive, 0 negative, -1 not sampled; deltas [N,4] to the matched box (read on positives only)."""
+
+    labels: jax.Array
+    deltas: jax.Array
+
+
+class RoISample(NamedTuple):
+    """RoIs to train the heads on.
+
+    boxes [R,4]; classes [R] with K = background and -1 = empty slot; matched [R]: index of the ground truth (0 where
+    there is none); deltas [R,4] to its box under the box head's weights.
+    """
+
+    boxes: jax.Array
+    classes: jax.Array
+    matched: jax.Array
+    deltas: jax.Array
+
+
+def rpn_targets(anchors: jax.Array, gt: GroundTruth, key: jax.Array, config, *, rule: str = "random") -> RPNTargets:
+    """Labels and samples the anchors of an image as detectron2 does (`config` is config.model.rpn).
+
+    rule: 'random', or 'spread' for the deterministic rule of the golden tests (then `key` is not read).
+    """
+    match = matching.match_anchors(
+        anchors,
+        gt.boxes,
+        gt_valid=(gt.classes >= 0) & ~gt.ignore,
+        gt_ignore=(gt.classes >= 0) & gt.ignore,
+        positive_iou=config.positive_iou,
+        negative_iou=config.negative_iou,
+    )
+    labels = sampling.sample_anchors(
+        match.labels, key, num=config.batch_per_image, positive_fraction=config.positive_fraction, rule=rule
+    )
+    deltas = box_ops.encode_boxes(gt.boxes[match.matched_index], anchors, weights=(1.0, 1.0, 1.0, 1.0))
+    return RPNTargets(labels, jax.lax.stop_gradient(deltas))
+
+
+def sample_rois(
+    proposals: jax.Array,
+    proposal_valid: jax.Array,
+    gt: GroundTruth,
+    key: jax.Array,
+    config,
+    *,
+    num_classes: int,
+    box_weights: tuple[float, float, float, float],
+    rule: str = "random",
+) -> RoISample:
+    """Appends the ground truth to the proposals [P,4], matches and samples (`config` is config.model.roi)."""
+    is_object = (gt.classes >= 0) & ~gt.ignore
+    boxes = jnp.concatenate([proposals, gt.boxes])
+    valid = jnp.concatenate([proposal_valid, is_object])
+    match = matching.match_rois(
+        boxes,
+        gt.boxes,
+        gt_valid=is_object,
+        gt_ignore=(gt.classes >= 0) & gt.ignore,
+        positive_iou=config.positive_iou,
+    )
+    labels = jnp.where(valid, match.labels, -1)
+    picked = sampling.sample_rois(
+        labels, key, num=config.batch_per_image, positive_fraction=config.positive_fraction, rule=rule
+    )
+    rois = boxes[picked.indices]
+    matched = match.matched_index[picked.indices]
+    classes = jnp.where(labels[picked.indices] == 1, gt.classes[matched], num_classes)
+    classes = jnp.where(picked.valid, classes, -1)
+    deltas = box_ops.encode_boxes(gt.boxes[matched], rois, weights=box_weights)
+    return jax.tree.map(jax.lax.stop_gradient, RoISample(rois, classes, matched, deltas))

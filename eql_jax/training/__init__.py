@@ -1,0 +1,1 @@
+"""Training: state, optimizer, mesh, checkpoints, metrics and the loop that joins them."""

@@ -1,0 +1,255 @@
+"""Loading, checking and saving of configs: a Python file with `get_config()` plus `--config.a.b=value` overrides.
+
+A key that the base config lacks is an error that names the nearest key, in a config file as on the command line;
+values are checked before anything slow starts.
+"""
+
+import ast
+import difflib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from eql_jax.training.config_values import type_faults, value_faults
+from eql_jax.training.errors import ConfigError
+
+OVERRIDE = re.compile(r"--?(?:no)?config\.(?P<key>[^=]+)(?:=(?P<value>.*))?", re.DOTALL)
+FREE_SECTIONS = ("data.supershapes",)  # sections whose keys are arguments of a function, which checks them itself
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = (), *, base: ConfigDict) -> ConfigDict:
+    """Loads a config, applies command-line overrides and checks the result.
+
+    Args:
+        source: a Python file with `get_config()` ('file.py:text' calls `get_config('text')`), or the config.json of a
+            workdir.
+        overrides: command-line words, '--config.a.b=value' or '--config.a.b', 'value'; '--noconfig.a.b' is False.
+        base: the config that has every field; a key beside it is an error.
+
+    Returns:
+        The checked config, locked.
+
+    Raises:
+        ConfigError: no such file, a faulty file, an unknown key, a value of the wrong type or out of range.
+    """
+    config = _read(source)
+    overrides = list(overrides)
+    _check_known(config, base, str(source))
+    _check_overrides(config, overrides)
+    overrides = _apply_free(config, overrides)
+    try:
+        holder = flags.FlagValues()
+        argv = ["train.py", *overrides]
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=argv)
+        rest = holder(argv)[1:]
+    except (flags.Error, TypeError, ValueError) as e:
+        raise ConfigError(f"an override on the command line does not fit: {e}") from e
+    if rest:
+        raise ConfigError(f"unexpected words on the command line: {' '.join(rest)}; overrides are --config.key=value")
+    config = holder["config"].value
+    validate(config, base=base)
+    return config.lock()
+
+
+def validate(config: ConfigDict, *, base: ConfigDict) -> None:
+    """Checks keys and types against `base`, then choices, ranges and what must fit together.
+
+    Raises:
+        ConfigError: listing every fault found, one a line.
+    """
+    _check_known(config, base, "the config")
+    faults = type_faults(dict(leaves(config)), dict(leaves(base))) or value_faults(config)
+    if faults:
+        raise ConfigError("\n".join(["the config has faulty values:", *(f"  {f}" for f in faults)]))
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config that `to_json` wrote; JSON's lists become tuples again."""
+    return ConfigDict(_tuples(json.loads(text)))
+
+
+def to_json(config: ConfigDict) -> str:
+    """Indented JSON with sorted keys; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """{'a.b': (old value, new value)} of all leaves that differ; a missing one counts as '(absent)'."""
+    before, after = (dict(leaves(from_json(to_json(c)))) for c in (old, new))
+    keys = sorted(before.keys() | after.keys())
+    pairs = {k: (before.get(k, "(absent)"), after.get(k, "(absent)")) for k in keys}
+    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def versions() -> dict[str, Any]:
+    """What a run ran on: Python, packages (None: not installed), platform, devices, and the git commit if any."""
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    names = ("eql_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    found["devices"] = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
+    found["processes"] = jax.process_count()
+    found["git_commit"] = _git_commit()
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+def _read(source: str | Path) -> ConfigDict:
+    path, colon, argument = str(source).partition(".py:")
+    path = Path(path + ".py" if colon else path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"config file {path} does not exist{hint}")
+    if path.suffix == ".json":
+        try:
+            return from_json(path.read_text())
+        except (ValueError, TypeError) as e:
+            raise ConfigError(f"config file {path} is not the JSON of a config: {e}") from e
+    try:
+        spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(argument) if colon else module.get_config()
+    except ConfigError:
+        raise
+    except Exception as e:  # whatever a config file may do wrong; the cause keeps the traceback
+        raise ConfigError(f"config file {path} fails: {type(e).__name__}: {e}") from e
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}; expected ConfigDict")
+    return config
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ('a.b', value) of every field that is not a group of fields."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+# ---------------------------------------------------------------------------------------------------- unknown keys
+def _has(config: ConfigDict, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+def _is_free(key: str) -> bool:
+    return any(key.startswith(f"{section}.") for section in FREE_SECTIONS)
+
+
+def _suggestion(key: str, config: ConfigDict) -> str:
+    """'; did you mean ...?' with the nearest full key, or the keys whose last part is nearest."""
+    known = [k for k, _ in leaves(config)]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if not near:
+        last = {}
+        for k in known:
+            last.setdefault(k.rpartition(".")[2], []).append(k)
+        near = [k for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=2) for k in last[name]]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def _check_known(config: ConfigDict, base: ConfigDict, where: str) -> None:
+    unknown = [k for k, _ in leaves(config) if not _has(base, k) and not _is_free(k)]
+    if unknown:
+        lines = [f"  {k}{_suggestion(k, base)}" for k in unknown]
+        raise ConfigError("\n".join([f"{where} sets keys that configs/base.py does not have:", *lines]))
+    missing = [k for k, _ in leaves(base) if not _has(config, k)]
+    if missing:
+        raise ConfigError(
+            f"{where} lacks {', '.join(missing)}; start from get_config() of configs/base.py, which has every field"
+        )
+
+
+def _check_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:
+    for word in overrides:
+        match = OVERRIDE.fullmatch(word)
+        if match is None:
+            if word.startswith("-") and not _is_number(word):
+                raise ConfigError(f"unknown flag {word}; config fields are set with --config.key=value")
+            continue
+        key = match["key"]
+        if _is_free(key):
+            continue
+        if not _has(config, key):
+            raise ConfigError(f"--config.{key}: the config has no such key{_suggestion(key, config)}")
+        if isinstance(_get(config, key), ConfigDict):
+            fields = ", ".join(f"{key}.{k}" for k in _get(config, key)) or "(none)"
+            raise ConfigError(f"--config.{key} is a group of fields, not one; set one of {fields}")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _apply_free(config: ConfigDict, overrides: list[str]) -> list[str]:
+    """Sets the overrides of free sections, whose keys need not exist yet; returns the others."""
+    rest = []
+    words = iter(overrides)
+    for word in words:
+        match = OVERRIDE.fullmatch(word)
+        if match is None or not _is_free(match["key"]):
+            rest.append(word)
+            continue
+        text = match["value"] if match["value"] is not None else next(words, "")
+        section, _, key = match["key"].rpartition(".")
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            value = text
+        with _get(config, section).unlocked() as fields:
+            if key in fields and type(fields[key]) is not type(value):
+                raise ConfigError(f"--config.{match['key']} is {value!r}; expected {type(fields[key]).__name__}")
+            fields[key] = value
+    return rest
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this package lies in, '+changes' when files differ from it; None outside of one."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root:
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,182 @@
+"""Which values config fields may take, as tables, and what must fit together."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from eql_jax.training.optimizer import OPTIMIZERS
+from eql_jax.training.schedules import SCHEDULES
+
+CHOICES = {
+    "data.sampler": ("uniform", "repeat_factor"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.backbone.depth": (18, 34, 50, 101),
+    "model.backbone.norm": ("frozen_batch_norm", "batch_norm", "group_norm"),
+    "model.backbone.freeze_at": (0, 1, 2, 3, 4, 5),
+    "model.fpn.norm": ("none", "batch_norm", "group_norm"),
+    "model.fpn.min_level": (2, 3, 4, 5),
+    "model.box_head.loss": ("eql", "sigmoid", "softmax"),
+    "model.eql.tail_by": ("letters", "lambda"),
+    "model.eql.function": ("step", "exponential", "gompertz"),
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+}
+# key: (smallest, largest) value allowed, both inclusive, None: no limit; a tuple's elements each.
+RANGES = {
+    "data.repeat_threshold": (0, 1),
+    "data.shorter_side": (1, None),
+    "data.longest_side": (1, None),
+    "data.eval_shorter_side": (1, None),
+    "data.max_objects": (1, None),
+    "data.mask_size": (1, None),
+    "data.workers": (0, None),
+    "data.prefetch": (1, None),
+    "model.backbone.width": (1, None),
+    "model.fpn.channels": (1, None),
+    "model.rpn.anchor_sizes": (1, None),
+    "model.rpn.positive_iou": (0, 1),
+    "model.rpn.negative_iou": (0, 1),
+    "model.rpn.batch_per_image": (1, None),
+    "model.rpn.positive_fraction": (0, 1),
+    "model.rpn.pre_nms_train": (1, None),
+    "model.rpn.post_nms_train": (1, None),
+    "model.rpn.pre_nms_test": (1, None),
+    "model.rpn.post_nms_test": (1, None),
+    "model.rpn.nms_iou": (0, 1),
+    "model.roi.batch_per_image": (1, None),
+    "model.roi.positive_fraction": (0, 1),
+    "model.roi.positive_iou": (0, 1),
+    "model.roi.canonical_size": (1, None),
+    "model.box_head.num_fc": (1, None),
+    "model.box_head.fc_dim": (1, None),
+    "model.box_head.pool_size": (1, None),
+    "model.mask_head.num_convs": (0, None),
+    "model.mask_head.channels": (1, None),
+    "model.mask_head.pool_size": (1, None),
+    "model.eql.threshold": (0, 1),
+    "model.eql.num_images": (1, None),
+    "model.test.score_threshold": (0, 1),
+    "model.test.nms_iou": (0, 1),
+    "model.test.detections_per_image": (1, None),
+    "model.test.candidates": (1, None),
+    "train.batch_size": (1, None),
+    "train.steps": (1, None),
+    "train.gradient_accumulation": (1, None),
+    "optimizer.learning_rate": (0, None),
+    "optimizer.momentum": (0, 1),
+    "optimizer.weight_decay": (0, None),
+    "optimizer.decay_at": (0, None),
+    "optimizer.decay_factor": (0, None),
+    "optimizer.warmup_steps": (0, None),
+    "optimizer.warmup_factor": (0, 1),
+    "optimizer.clip_norm": (0, None),
+    "optimizer.ema_decay": (0, 1),
+    "mesh.data": (-1, None),
+    "mesh.model": (-1, None),
+    "eval.every": (0, None),
+    "eval.batch_size": (1, None),
+    "eval.max_images": (0, None),
+    "eval.max_detections": (1, None),
+    "eval.pictures": (0, None),
+    "log.every": (1, None),
+    "checkpoint.every": (1, None),
+    "checkpoint.keep": (1, None),
+    "checkpoint.keep_best": (0, None),
+}
+
+
+def type_faults(values: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """One line for every value whose type is not that of the base config's field.
+
+    Args:
+        values: {'a.b': value} with every key of `base`.
+        base: {'a.b': default}.
+    """
+    return list(_type_faults(values, base))
+
+
+def value_faults(config: ConfigDict) -> list[str]:
+    """One line for every value that is not allowed; relations between values only when each is right by itself."""
+    return list(_value_faults(config)) or list(_relation_faults(config))
+
+
+def _type_faults(values: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[str]:
+    for key, expected in base.items():
+        value = values[key]
+        if isinstance(expected, tuple):
+            right = isinstance(value, tuple | list)
+        elif isinstance(expected, float):
+            right = isinstance(value, int | float) and not isinstance(value, bool)
+        else:
+            right = type(value) is type(expected)
+        if not right:
+            yield f"{key} is {value!r} ({type(value).__name__}); expected {type(expected).__name__}, as {expected!r}"
+
+
+def _value_faults(config: ConfigDict) -> Iterator[str]:
+    for key, allowed in CHOICES.items():
+        value = _get(config, key)
+        if value not in allowed:
+            near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near and isinstance(value, str) else ""
+            yield f"{key} is {value!r}; expected one of {', '.join(map(repr, allowed))}{hint}"
+    for key, (low, high) in RANGES.items():
+        value = _get(config, key)
+        limits = f"at least {low}" if high is None else f"{low} to {high}"
+        for v in value if isinstance(value, tuple | list) else (value,):
+            number = isinstance(v, int | float)
+            # Written so that NaN, which compares false with everything, is a fault too.
+            if not number or not (low <= v and (high is None or v <= high)):
+                yield f"{key} is {value!r}; expected {'numbers' if v is not value else 'a number'} of {limits}"
+                break
+
+
+def _relation_faults(config: ConfigDict) -> Iterator[str]:
+    d, m, t, o = config.data, config.model, config.train, config.optimizer
+    if t.batch_size % t.gradient_accumulation:
+        yield f"train.batch_size {t.batch_size} does not divide by train.gradient_accumulation {t.gradient_accumulation}"
+    if o.name == "adamw" and o.nesterov:
+        yield "optimizer.nesterov is for sgd; optimizer.name is 'adamw'"
+    if o.schedule == "steps" and list(o.decay_at) != sorted(set(o.decay_at)):
+        yield f"optimizer.decay_at is {o.decay_at}; expected rising steps"
+    if len(o.betas) != 2 or not all(0 <= b < 1 for b in o.betas):
+        yield f"optimizer.betas is {o.betas}; expected two numbers from 0 to below 1"
+    if o.ema_decay >= 1:
+        yield f"optimizer.ema_decay is {o.ema_decay}; expected below 1 (0: off)"
+    if not 0 < m.box_head.prior < 1:
+        yield f"model.box_head.prior is {m.box_head.prior}; expected between 0 and 1"
+    if not m.eql.tail_letters or set(m.eql.tail_letters) - set("rcf"):
+        yield f"model.eql.tail_letters is {m.eql.tail_letters!r}; expected letters out of 'rcf'"
+    if m.rpn.negative_iou > m.rpn.positive_iou:
+        yield f"model.rpn.negative_iou {m.rpn.negative_iou} is above model.rpn.positive_iou {m.rpn.positive_iou}"
+    levels = 7 - m.fpn.min_level
+    if len(m.rpn.anchor_sizes) != levels:
+        yield (
+            f"model.rpn.anchor_sizes has {len(m.rpn.anchor_sizes)} entries; expected {levels}, one per level from "
+            f"model.fpn.min_level {m.fpn.min_level} to 6"
+        )
+    for name in ("pixel_mean", "pixel_std"):
+        if len(m[name]) != 3:
+            yield f"model.{name} is {m[name]}; expected three numbers, red, green and blue"
+    if not d.shorter_side:
+        yield "data.shorter_side is empty; expected at least one length"
+    if not d.buckets or any(
+        len(b) != 2 or any(not isinstance(s, int) or s < 1 or s % 32 for s in b) for b in d.buckets
+    ):
+        yield f"data.buckets is {d.buckets}; expected (height, width) pairs of multiples of 32"
+    for axis in ("data", "model"):
+        if config.mesh[axis] == 0:
+            yield f"mesh.{axis} is 0; expected a number of devices, or -1 for all that are left"
+    if config.mesh.data == -1 and config.mesh.model == -1:
+        yield "mesh.data and mesh.model are both -1; one of them must be a number of devices"
+    for name, weight in t.loss_weights.items():
+        if not weight >= 0:
+            yield f"train.loss_weights.{name} is {weight}; expected at least 0"
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,244 @@
+"""Mask R-CNN as a whole: heads that compute one class only, frozen parts, odd batches, and 1 against 4 devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.common import synthetic_batch
+from configs import base
+from eql_jax.models import build_model, init_model, trainable_mask
+from eql_jax.models.box_head import BoxHead
+from eql_jax.models.mask_head import MaskHead
+from eql_jax.training.eval_step import make_detector
+from eql_jax.training.mesh import make_mesh
+from eql_jax.training.optimizer import make_optimizer
+from eql_jax.training.state import TrainState
+from eql_jax.training.train_step import LOSS_TERMS, image_keys, make_train_step
+
+K = 7
+
+
+def tiny_config(**changes):
+    c = base.get_config()
+    m = c.model
+    m.backbone.update(depth=18, width=8, norm="batch_norm", freeze_at=0)
+    m.fpn.channels = 16
+    m.rpn.update(anchor_sizes=(12, 24, 48, 96, 128), batch_per_image=32, pre_nms_train=50, post_nms_train=40)
+    m.rpn.update(pre_nms_test=50, post_nms_test=40)
+    m.roi.update(batch_per_image=16, canonical_size=56)
+    m.box_head.fc_dim = 32
+    m.mask_head.update(num_convs=1, channels=16)
+    m.test.update(detections_per_image=20, candidates=200)
+    c.train.batch_size = 4
+    c.optimizer.update(learning_rate=0.01, warmup_steps=1)
+    for key, value in changes.items():
+        c.update_from_flattened_dict({key: value})
+    return c
+
+
+def tiny_batch(objects=5, batch=4, seed=0, max_objects=12):
+    return synthetic_batch(
+        batch=batch, height=64, width=96, num_classes=K, objects=objects, max_objects=max_objects, mask_size=28, seed=seed
+    )
+
+
+def losses(config, batch, tail=None, seed=0):
+    model = build_model(config, K)
+    variables = init_model(model, jax.random.key(0))
+    keys = image_keys(seed, jnp.int32(0), jnp.asarray(batch["image_id"]))
+    tail = jnp.zeros(K) if tail is None else tail
+
+    def total(params):
+        terms, _ = model.apply(
+            variables | {"params": params}, batch, keys, tail, method="losses", mutable=["batch_stats"]
+        )
+        return sum(terms[t] for t in LOSS_TERMS), terms
+
+    (_, terms), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(variables["params"])
+    return terms, grads
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_deltas_of_one_class_are_rows_of_all_deltas(class_agnostic):
+    head = BoxHead(num_classes=K, fc_dim=8, class_agnostic_boxes=class_agnostic)
+    rng = np.random.default_rng(0)
+    pooled = rng.normal(size=(10, 3, 3, 4)).astype(np.float32)
+    params = head.init(jax.random.key(0), pooled)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    classes = rng.integers(0, K, 10)
+    _, all_deltas = head.apply(params, pooled)
+    hidden = head.apply(params, pooled, method="hidden")
+    one = head.apply(params, hidden, jnp.asarray(classes), method="deltas_of")
+    expected = np.asarray(all_deltas)[np.arange(10), 0 if class_agnostic else classes]
+    np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_initial_scores_are_the_prior():
+    head = BoxHead(num_classes=K, fc_dim=8, prior=0.001)
+    pooled = np.zeros((2, 3, 3, 4), np.float32)
+    logits, _ = head.apply(head.init(jax.random.key(0), pooled), pooled)
+    np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.001, rtol=1e-4)
+
+
+def test_mask_logits_equal_the_predictor_over_all_classes():
+    head = MaskHead(num_classes=K, num_convs=1, channels=6)
+    rng = np.random.default_rng(1)
+    pooled = rng.normal(size=(5, 4, 4, 6)).astype(np.float32)
+    classes = np.array([0, 3, 3, K - 1, 2])
+    params = head.init(jax.random.key(0), pooled, jnp.asarray(classes))
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    got, intermediates = head.apply(params, pooled, jnp.asarray(classes), capture_intermediates=True)
+    upsampled = np.maximum(np.asarray(intermediates["intermediates"]["deconv"]["__call__"][0]), 0)
+    p = params["params"]
+    everything = upsampled @ np.asarray(p["predictor_kernel"]) + np.asarray(p["predictor_bias"])
+    np.testing.assert_allclose(got, everything[np.arange(5), :, :, classes], rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_stages_get_no_gradient_and_are_masked():
+    config = tiny_config(**{"model.backbone.freeze_at": 2})
+    _, grads = losses(config, tiny_batch(batch=1))
+    mask = trainable_mask(grads, config)
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        names = [p.key for p in path]
+        frozen = names[0] == "backbone" and (names[1] == "stem" or names[1].startswith("res2_"))
+        trainable = mask
+        for name in names:
+            trainable = trainable[name]
+        assert trainable == (not frozen), names
+        if frozen:
+            assert not np.any(np.asarray(grad)), names
+    assert np.any(np.asarray(grads["backbone"]["res3_0"]["conv1"]["kernel"]))
+
+
+@pytest.mark.parametrize("objects", [0, 1, 320])
+def test_losses_are_finite_for_any_number_of_objects(objects):
+    batch = tiny_batch(objects=objects, batch=1, max_objects=max(objects, 1))
+    terms, grads = losses(tiny_config(), batch)
+    assert all(np.isfinite(v) for v in terms.values()), terms
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+    if objects == 0:
+        assert terms["num_foreground"] == 0 and terms["mask"] == 0 and terms["box"] == 0
+    else:
+        assert terms["num_foreground"] > 0
+
+
+def test_the_classification_loss_and_the_norm_are_those_of_the_config():
+    batch = tiny_batch(batch=1)
+    results = {}
+    for loss in ("eql", "sigmoid", "softmax"):
+        results[loss], _ = losses(tiny_config(**{"model.box_head.loss": loss}), batch, tail=jnp.ones(K))
+    # With every class in the tail, foreground rows lose all their negatives and background rows keep theirs.
+    assert results["eql"]["cls"] < results["sigmoid"]["cls"]
+    no_tail, _ = losses(tiny_config(), batch, tail=jnp.zeros(K))
+    np.testing.assert_allclose(no_tail["cls"], results["sigmoid"]["cls"], rtol=1e-6)
+    np.testing.assert_allclose(results["softmax"]["cls"], np.log(K + 1), rtol=0.05)
+    # Verified classes keep the weight 1: with all of them verified EQL is plain sigmoid.
+    batch["verified_classes"][:] = True
+    verified, _ = losses(tiny_config(**{"model.eql.verified_negatives": True}), batch, tail=jnp.ones(K))
+    np.testing.assert_allclose(verified["cls"], results["sigmoid"]["cls"], rtol=1e-6)
+
+
+def test_padding_of_the_image_does_not_change_normalisation():
+    config = tiny_config()
+    model = build_model(config, K)
+    image = np.full((1, 64, 64, 3), 200, np.uint8)
+    x = model.apply({}, image, jnp.array([[40, 50]]), method="normalize")
+    expected = (200 - np.array(config.model.pixel_mean)) / np.array(config.model.pixel_std)
+    np.testing.assert_allclose(x[0, 39, 49], expected, rtol=1e-5)
+    assert not np.any(x[0, 40:]) and not np.any(x[0, :, 50:])
+
+
+def test_detections_are_inside_the_image_and_sorted():
+    config = tiny_config()
+    model = build_model(config, K)
+    variables = init_model(model, jax.random.key(0))
+    batch = tiny_batch(batch=2)
+    batch["image_size"] = np.array([[50, 80], [64, 96]], np.int32)
+    found = make_detector(model, config)(variables, batch)
+    assert found["boxes"].shape == (2, 20, 4) and found["masks"].shape == (2, 20, 28, 28)
+    assert found["exact"].all()
+    assert np.all(np.diff(found["scores"]) <= 0)
+    assert np.all(found["boxes"] >= 0)
+    assert np.all(found["boxes"][0] <= [80, 50, 80, 50])
+
+
+def run_steps(config, devices, steps):
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
+    model = build_model(config, K)
+    variables = init_model(model, jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, trainable=trainable_mask(variables["params"], config))
+    optimizer = getattr(optimizer, "transform", optimizer)
+    ema = None
+    state = TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+        ema_params=ema,
+    )
+    step = make_train_step(model, optimizer, config, np.zeros(K, np.float32), mesh)
+    values = []
+    for i in range(steps):
+        state, metrics = step(state, tiny_batch(seed=i))
+        values.append({k: float(v) for k, v in metrics.items()})
+    return values, step, state
+
+
+@pytest.mark.slow
+def test_four_devices_give_the_losses_of_one():
+    """Same global batch. Summation orders differ by device, and a swap of two proposals whose scores agree to the last
+    bits is legitimate, so after the first step only 1e-3 is asked for. Live BatchNorm is part of it."""
+    config = tiny_config()
+    one, _, _ = run_steps(config, 1, 5)
+    four, _, _ = run_steps(config, 4, 5)
+    for term in ("loss", *(f"loss_{t}" for t in LOSS_TERMS)):
+        np.testing.assert_allclose(four[0][term], one[0][term], rtol=1e-5, err_msg=term)
+    np.testing.assert_allclose([m["loss"] for m in four], [m["loss"] for m in one], rtol=1e-3)
+    assert one[-1]["loss"] < one[0]["loss"]
+
+
+@pytest.mark.slow
+def test_data_parallel_training_communicates_by_all_reduce_alone():
+    config = tiny_config()
+    _, step, state = run_steps(config, 4, 1)
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        text = step.jitted.lower(state, tiny_batch()).compile().as_text()
+    for collective in ("all-gather(", "all-to-all(", "collective-permute("):
+        assert collective not in text, collective
+    assert "all-reduce(" in text
+
+
+@pytest.mark.slow
+def test_accumulation_averages_the_parts():
+    """Without BatchNorm and with equal images in both halves, two parts give the gradient of the whole."""
+    config = tiny_config(**{"model.backbone.norm": "group_norm", "train.batch_size": 2})
+    whole, _, _ = run_steps_on(config, tiny_twins())
+    parts, _, _ = run_steps_on(tiny_config(**{"model.backbone.norm": "group_norm", "train.batch_size": 2,
+                                              "train.gradient_accumulation": 2}), tiny_twins())
+    np.testing.assert_allclose(parts["grad_norm"], whole["grad_norm"], rtol=1e-4)
+    np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=1e-5)
+
+
+def tiny_twins():
+    batch = tiny_batch(batch=1)
+    return {k: np.concatenate([v, v]) for k, v in batch.items()}
+
+
+def run_steps_on(config, batch):
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:1])
+    model = build_model(config, K)
+    variables = init_model(model, jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, trainable=trainable_mask(variables["params"], config))
+    optimizer = getattr(optimizer, "transform", optimizer)
+    state = TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+        ema_params=None,
+    )
+    step = make_train_step(model, optimizer, config, np.zeros(K, np.float32), mesh)
+    state, metrics = step(state, batch)
+    return {k: float(v) for k, v in metrics.items()}, step, state
