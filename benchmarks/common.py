@@ -45,7 +45,15 @@ def peak_memory_gib() -> float:
 
 
 def synthetic_batch(
-    *, batch: int, height: int, width: int, num_classes: int, objects: int, max_objects: int, mask_size: int, seed: int = 0
+    *,
+    batch: int,
+    height: int,
+    width: int,
+    num_classes: int,
+    objects: int,
+    max_objects: int,
+    mask_size: int,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """A training batch of noise images with `objects` elliptic objects each; LVIS-like sizes (log-uniform, 16 px up)."""
     rng = np.random.default_rng(seed)

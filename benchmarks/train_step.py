@@ -18,14 +18,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 def run(args: argparse.Namespace, num_classes: int) -> dict[str, object]:
     import jax
     import numpy as np
-    import optax
+    from eql_jax.training.mesh import make_mesh
 
     from benchmarks import common
     from configs import base
     from eql_jax.models import build_model, init_model, trainable_mask
-    from eql_jax.training.mesh import make_mesh
     from eql_jax.training.optimizer import make_optimizer
-    from eql_jax.training.state import TrainState
+    from eql_jax.training.state import create_state
     from eql_jax.training.train_step import make_train_step
 
     config = base.get_config()
@@ -34,18 +33,12 @@ def run(args: argparse.Namespace, num_classes: int) -> dict[str, object]:
     config.model.backbone.depth = args.depth
     config.model.backbone.freeze_at = args.freeze_at
     model = build_model(config, num_classes)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config)
     variables = jax.jit(lambda: init_model(model, jax.random.key(0)))()
-    optimizer = make_optimizer(config.optimizer, trainable=trainable_mask(variables["params"], config))
-    optimizer = getattr(optimizer, "transform", optimizer)
-    state = TrainState(
-        step=np.int32(0),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=jax.jit(optimizer.init)(variables["params"]),
-        ema_params=None,
-    )
-    del variables
+    params = variables["params"]
+    optimizer = make_optimizer(config, params, trainable=trainable_mask(params, config)).transform
+    state = jax.jit(lambda v: create_state(v, optimizer, ema=False))(variables)
+    del variables, params
     step = make_train_step(model, optimizer, config, np.zeros(num_classes, np.float32), mesh)
     height, width = args.size
     batch = common.synthetic_batch(

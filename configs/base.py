@@ -34,8 +34,14 @@ def get_config() -> ConfigDict:
     c.data.longest_side = 1333
     c.data.eval_shorter_side = 800
     c.data.flip = True  # random horizontal flip in training
-    c.data.buckets = ((800, 1344), (1344, 800), (1088, 1088))  # padded (height, width); each image goes to the smallest that fits
-    c.data.max_objects = 300  # padding of ground truth; images with more keep the largest and are counted in the summary
+    c.data.buckets = (
+        (800, 1344),
+        (1344, 800),
+        (1088, 1088),
+    )  # padded (height, width); each image goes to the smallest that fits
+    c.data.max_objects = (
+        300  # padding of ground truth; images with more keep the largest and are counted in the summary
+    )
     c.data.mask_size = 112  # side of the box-cropped ground-truth masks
     c.data.workers = 0  # parallel maps of tf.data; 0: as many as there are cores
     c.data.prefetch = 2  # batches in flight on the host, and as many on the device
@@ -48,9 +54,13 @@ def get_config() -> ConfigDict:
     m.backbone = ConfigDict()
     m.backbone.depth = 50  # 18, 34, 50 or 101
     m.backbone.width = 64  # channels of the stem; the stages follow
-    m.backbone.norm = "frozen_batch_norm"  # 'frozen_batch_norm', 'batch_norm' (live, over the global batch) or 'group_norm'
+    m.backbone.norm = (
+        "frozen_batch_norm"  # 'frozen_batch_norm', 'batch_norm' (live, over the global batch) or 'group_norm'
+    )
     m.backbone.freeze_at = 2  # 0: nothing; 1: the stem; 2: stem and res2, ... get no gradient
-    m.backbone.stride_in_1x1 = True  # bottlenecks: stride in the first 1x1 (MSRA, detectron2) or in the 3x3 (torchvision)
+    m.backbone.stride_in_1x1 = (
+        True  # bottlenecks: stride in the first 1x1 (MSRA, detectron2) or in the 3x3 (torchvision)
+    )
     m.fpn = ConfigDict()
     m.fpn.channels = 256
     m.fpn.norm = "none"  # 'none', 'batch_norm' or 'group_norm'
@@ -91,15 +101,21 @@ def get_config() -> ConfigDict:
     m.eql.tail_by = "letters"  # 'letters': the classes of `tail_letters`; 'lambda': classes with f < lambda
     m.eql.tail_letters = "rc"
     m.eql.threshold = 1.1e-3  # lambda, a share of images
-    m.eql.num_images = 99388  # the denominator of f: 99388 annotated training images of v1 (v0.5: 56740, the paper 57263)
+    m.eql.num_images = (
+        99388  # the denominator of f: 99388 annotated training images of v1 (v0.5: 56740, the paper 57263)
+    )
     m.eql.function = "step"  # T below lambda: 'step', 'exponential' or 'gompertz'
     m.eql.background_keeps_negatives = True  # E(r): False drops the tail's negatives on background proposals too
-    m.eql.verified_negatives = False  # paper section 4.2: weight 1 for classes annotated or verified absent in the image
+    m.eql.verified_negatives = (
+        False  # paper section 4.2: weight 1 for classes annotated or verified absent in the image
+    )
     m.test = ConfigDict()
     m.test.score_threshold = 1e-4
     m.test.nms_iou = 0.5
     m.test.detections_per_image = 300
-    m.test.candidates = 10_000  # top (proposal, class) pairs that enter NMS; more are taken when these cannot prove exact
+    m.test.candidates = (
+        10_000  # top (proposal, class) pairs that enter NMS; more are taken when these cannot prove exact
+    )
 
     # ---------------------------------------------------------------- training
     t = c.train = ConfigDict()

@@ -12,8 +12,13 @@ def get_config():
     c = supershapes_tiny.get_config()
     c.name = "supershapes_hard"
     c.data.supershapes = dict(
-        out="runs/data/supershapes_hard", num_classes=100, train_images=20_000, val_images=1000, image_size=192,
-        difficulty="hard", seed=0,
+        out="runs/data/supershapes_hard",
+        num_classes=100,
+        train_images=20_000,
+        val_images=1000,
+        image_size=192,
+        difficulty="hard",
+        seed=0,
     )
     c.data.shorter_side = (160, 192, 224)
     c.data.longest_side = 224

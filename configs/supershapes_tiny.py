@@ -12,7 +12,9 @@ def get_config():
     c = base.get_config()
     c.name = "supershapes_tiny"
 
-    c.data.supershapes = dict(out="runs/data/supershapes", num_classes=40, train_images=3000, val_images=240, image_size=128, seed=0)
+    c.data.supershapes = dict(
+        out="runs/data/supershapes", num_classes=40, train_images=3000, val_images=240, image_size=128, seed=0
+    )
     c.data.frequencies = "train_annotations"
     c.data.shorter_side = (128,)
     c.data.longest_side = 128

@@ -1,6 +1,6 @@
 """The sigmoid baseline of configs/supershapes_tiny.py: same data, steps and seed, plain sigmoid cross-entropy.
 
-    python train.py --config=configs/supershapes_tiny_sigmoid.py --workdir=runs/supershapes_tiny_sigmoid
+python train.py --config=configs/supershapes_tiny_sigmoid.py --workdir=runs/supershapes_tiny_sigmoid
 """
 
 from configs import supershapes_tiny

@@ -9,10 +9,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eql_jax.data.annotations import ImageRecord
 from eql_jax.data.images import read_image, resize_and_pad
 from eql_jax.data.polygons import crop_mask
+from eql_jax.data.records import ImageRecord
 from eql_jax.data.transforms import Augmentation, Size, fit_size, output_size, resize_boxes
+
+# Types of the arrays, in the order of the batch.
+EVAL_DTYPES = {"image": "uint8", "image_size": "int32", "original_size": "int32", "image_id": "int64"}
+TRAIN_DTYPES = EVAL_DTYPES | {
+    "gt_boxes": "float32",
+    "gt_classes": "int32",
+    "gt_ignore": "bool",
+    "gt_masks": "uint8",
+    "verified_classes": "bool",
+}
 
 
 class ExampleShape(NamedTuple):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from eql_jax.data.annotations import ImageRecord
+from eql_jax.data.records import ImageRecord
 from eql_jax.data.transforms import Size
 from eql_jax.data.validation import FaultReport
 

@@ -53,13 +53,13 @@ def read_annotation_json(path: str | Path) -> dict:
         cut = position >= size - 16 or error.msg.startswith("Unterminated string")
         what = "is cut off" if cut else "is not valid JSON"
         raise AnnotationError(
-            f"{path} {what}: {error.msg} at byte {position} of {size}. Download it again and compare its size or checksum"
+            f"{path} {what}: {error.msg} at byte {position} of {size}. "
+            "Download it again and compare its size or checksum"
         ) from error
     if not isinstance(content, dict):
         hint = "; a list of detections (a results file) is no annotation file" if isinstance(content, list) else ""
-        raise AnnotationError(
-            f"{path} holds a JSON {type(content).__name__}, expected an object with images, annotations, categories{hint}"
-        )
+        expected = "expected an object with images, annotations and categories"
+        raise AnnotationError(f"{path} holds a JSON {type(content).__name__}, {expected}{hint}")
     return content
 
 

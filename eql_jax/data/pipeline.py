@@ -30,11 +30,11 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from eql_jax.data.annotations import Annotations, ImageRecord, empty_objects
 from eql_jax.data.buckets import choose_bucket, parse_buckets
-from eql_jax.data.examples import ExampleShape, eval_example, padding_example, train_example
+from eql_jax.data.examples import EVAL_DTYPES, TRAIN_DTYPES, ExampleShape, eval_example, padding_example, train_example
 from eql_jax.data.images import ImageError, read_size
 from eql_jax.data.parallel import tf_batches, threaded_batches
+from eql_jax.data.records import Annotations, ImageRecord, empty_objects
 from eql_jax.data.samplers import Sampler, repeat_factors
 from eql_jax.data.transforms import Size, draw_augmentation
 from eql_jax.data.validation import AnnotationError, FaultReport
@@ -99,10 +99,10 @@ class TrainIterator(Iterator[Batch]):
         )
         self._bad: set[int] = set()
         self._bad_lock = threading.Lock()
-        first = start_step * self._rows
         self._batches = tf_batches(
             self._load_row,
-            first=first,
+            dtypes=TRAIN_DTYPES,
+            first=start_step * self._rows,
             count=None,
             rows_per_batch=self._rows,
             workers=data.workers or os.cpu_count() or 1,
@@ -131,14 +131,14 @@ class TrainIterator(Iterator[Batch]):
             )
         surplus = sum(max(0, record.objects.size - self._shape.max_objects) for record in records)
         if surplus:
-            text = f"object beyond data.max_objects = {self._shape.max_objects} of its image left out, the smallest first"
+            text = (
+                f"object beyond data.max_objects = {self._shape.max_objects} of its image left out, the smallest first"
+            )
             self.report.note(text, surplus)
         return records
 
     def _assign_buckets(self) -> list[int]:
-        return _assign_buckets(
-            self.records, self._buckets, max(self._shorter_sides), self._longest_side, self.report
-        )
+        return _assign_buckets(self.records, self._buckets, max(self._shorter_sides), self._longest_side, self.report)
 
     def _factors(self, name: str, threshold: float) -> np.ndarray | None:
         if name == "uniform":
@@ -311,6 +311,7 @@ class EvalBatches:
         make = tf_batches if self._use_tensorflow else threaded_batches
         return make(
             self._load_row,
+            dtypes=EVAL_DTYPES,
             first=0,
             count=len(self) * self._rows,
             rows_per_batch=self._rows,

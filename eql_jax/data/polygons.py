@@ -60,7 +60,7 @@ def decompress_counts(counts: str | bytes) -> np.ndarray:
     Raises:
       ValueError: the string has characters outside the code or ends in the middle of a number.
     """
-    raw = counts.encode("ascii", "replace") if isinstance(counts, str) else bytes(counts)
+    raw = counts.encode() if isinstance(counts, str) else bytes(counts)
     codes = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
     if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
         raise ValueError(f"compressed 'counts' are malformed: {raw[:40]!r}")

@@ -37,10 +37,10 @@ class BatchPlan(NamedTuple):
 
 
 def repeat_factors(classes: Sequence[np.ndarray], *, num_classes: int, threshold: float) -> np.ndarray:
-    """Repeat factor of each image (Gupta, Dollar, Girshick 2019, section 4.1 / detectron2's RepeatFactorTrainingSampler).
+    """Repeat factor of each image (Gupta, Dollar, Girshick 2019; detectron2's RepeatFactorTrainingSampler).
 
-    f_c is the share of the given images that contain class c, r_c = max(1, sqrt(threshold / f_c)), and an image's factor
-    is the largest r_c of its classes, 1 for an image without.
+    f_c is the share of the given images that contain class c, r_c = max(1, sqrt(threshold / f_c)), and an image's
+    factor is the largest r_c of its classes, 1 for an image without.
 
     Args:
       classes: for each image, its classes in any order, repeats allowed.
@@ -66,9 +66,7 @@ class Sampler:
     for each epoch anew. Factors of 1 are uniform sampling: each epoch of a bucket is a permutation of its images.
     """
 
-    def __init__(
-        self, *, buckets: Sequence[int], batch_size: int, seed: int, factors: np.ndarray | None = None
-    ):
+    def __init__(self, *, buckets: Sequence[int], batch_size: int, seed: int, factors: np.ndarray | None = None):
         """Args:
           buckets: bucket index of each image.
           batch_size: images of the global batch, B.
@@ -95,7 +93,7 @@ class Sampler:
         self.images_per_epoch = float(weights.sum())
         # Upper ends of the buckets' shares of [0, 2**64), but for the last, whose end is 2**64 itself.
         shares = np.cumsum(weights)[:-1] / weights.sum()
-        self._ends = np.array([int(share * 2**64) for share in shares], np.uint64)
+        self._ends = np.array([min(int(share * 2**64), 2**64 - 1) for share in shares], np.uint64)
         self._offset = random_stream(seed, _SCHEDULE).integers(2**64, dtype=np.uint64)
         self._block_starts = [np.zeros(self._names.size, np.int64)]  # batches per bucket before each block of steps
         self._epoch_ends: dict[int, list[int]] = {int(b): [] for b in self._names}  # repeat factors: in images

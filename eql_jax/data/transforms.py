@@ -44,7 +44,8 @@ def fit_size(size: Size, bucket: Size) -> Size:
     scale = min(bucket.height / size.height, bucket.width / size.width)
     if scale >= 1:
         return size
-    return Size(max(1, int(size.height * scale)), max(1, int(size.width * scale)))
+    # The side that decides comes out as the bucket's, whichever way its product is rounded.
+    return Size(max(1, int(size.height * scale + 1e-6)), max(1, int(size.width * scale + 1e-6)))
 
 
 def random_stream(*words: int) -> np.random.Generator:

@@ -85,10 +85,8 @@ def paste_crop(mask: np.ndarray, box: np.ndarray, *, size: tuple[int, int], thre
     return Crop((values >= np.float32(threshold)).T, top, left)
 
 
-def paste_masks(
-    masks: np.ndarray, boxes: np.ndarray, *, size: tuple[int, int], threshold: float = 0.5
-) -> np.ndarray:
-    """Pastes masks on full canvases, bool [D, H, W]; for drawing and tests. Arguments as `paste_crop`, with a D axis."""
+def paste_masks(masks: np.ndarray, boxes: np.ndarray, *, size: tuple[int, int], threshold: float = 0.5) -> np.ndarray:
+    """Pastes masks on full canvases, bool [D, H, W]. Arguments as those of `paste_crop`, with a D axis."""
     canvas = np.zeros((len(boxes), *size), bool)
     for row, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
         crop = paste_crop(mask, box, size=size, threshold=threshold)

@@ -119,7 +119,7 @@ class ResultWriter:
         """Appends results."""
         for result in results:
             self._file.write(",\n" if self.count else "\n")
-            json.dump(result, self._file, separators=(",", ":"))
+            self._file.write(json.dumps(result, separators=(",", ":")))
             self.count += 1
 
     def close(self) -> None:

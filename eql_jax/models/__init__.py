@@ -21,7 +21,8 @@ def build_model(config: ConfigDict, num_classes: int) -> MaskRCNN:
 
 def init_model(model: MaskRCNN, key: jax.Array) -> Mapping:
     """Fresh variables {'params': .., 'batch_stats': ..} (the second empty without BatchNorm). Traceable by jit."""
-    variables = model.init(key, jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64, jnp.int32))
+    # Under jit the forward pass that init traces is dead code; run eagerly it would compile every operation by itself.
+    variables = jax.jit(model.init)(key, jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64, jnp.int32))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

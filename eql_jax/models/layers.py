@@ -81,7 +81,9 @@ class Conv(nn.Module):
         if self.norm == "frozen_batch_norm":
             return FrozenBatchNorm(name="norm")(x)
         if self.norm == "batch_norm":
-            norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")
+            norm = nn.BatchNorm(
+                use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm"
+            )
             return norm(x)
         groups = 32
         while self.features % groups:  # narrow layers: the largest power of two that divides the channels

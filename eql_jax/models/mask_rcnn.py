@@ -23,7 +23,7 @@ from eql_jax.models.per_image import map_images
 from eql_jax.models.resnet import ResNet
 from eql_jax.models.rpn import RPNHead, RPNOutput
 from eql_jax.models.targets import GroundTruth, RoISample, RPNTargets, rpn_targets, sample_rois
-from eql_jax.ops.anchors import generate_anchors
+from eql_jax.ops.anchors import pyramid_anchors
 from eql_jax.ops.detections import select_detections
 from eql_jax.ops.masks import crop_and_resize_masks
 from eql_jax.ops.proposals import Proposals, select_proposals
@@ -64,9 +64,7 @@ class MaskRCNN(nn.Module):
         self.fpn = FPN(c.fpn.channels, c.fpn.norm, c.fpn.min_level, dtype)
         self.rpn_head = RPNHead(c.fpn.channels, len(c.rpn.aspect_ratios), dtype)
         h = c.box_head
-        self.box_head = BoxHead(
-            self.num_classes, h.loss, h.num_fc, h.fc_dim, h.class_agnostic_boxes, h.prior, dtype
-        )
+        self.box_head = BoxHead(self.num_classes, h.loss, h.num_fc, h.fc_dim, h.class_agnostic_boxes, h.prior, dtype)
         h = c.mask_head
         self.mask_head = MaskHead(self.num_classes, h.num_convs, h.channels, h.class_agnostic, dtype)
 
@@ -101,7 +99,7 @@ class MaskRCNN(nn.Module):
         """Anchors [n_l,4] of every level, NumPy constants."""
         c = self.config.rpn
         shapes = [x.shape[1:3] for x in pyramid]
-        return generate_anchors(shapes, self.strides, sizes=c.anchor_sizes, aspect_ratios=c.aspect_ratios)
+        return pyramid_anchors(shapes, strides=self.strides, sizes=c.anchor_sizes, aspect_ratios=c.aspect_ratios)
 
     def proposals(self, rpn: RPNOutput, anchors: list[np.ndarray], image_size: jax.Array, *, train: bool) -> Proposals:
         """Best boxes after per-level NMS: boxes [B,P,4], valid [B,P]. No gradient."""
@@ -144,7 +142,7 @@ class MaskRCNN(nn.Module):
           batch: image, image_size, gt_boxes, gt_classes, gt_ignore, gt_masks and, for config.eql.verified_negatives,
             verified_classes (see eql_jax.data.pipeline).
           keys: [B] PRNG keys, one per image.
-          tail_mask: [K] float32, T(f) of the equalization loss.
+          tail_mask: [K] bool or float32, T(f) of the equalization loss.
 
         Returns:
           float32 scalars: rpn_cls, rpn_box, cls, box, mask (unweighted losses), num_positive_anchors, num_foreground.
@@ -162,9 +160,7 @@ class MaskRCNN(nn.Module):
 
         proposals = self.proposals(rpn, anchors, batch["image_size"], train=True)
         sample = map_images(
-            lambda p, v, g, k: sample_rois(
-                p, v, g, k, c.roi, num_classes=self.num_classes, box_weights=BOX_WEIGHTS
-            )
+            lambda p, v, g, k: sample_rois(p, v, g, k, c.roi, num_classes=self.num_classes, box_weights=BOX_WEIGHTS)
         )(proposals.boxes, proposals.valid, gt, both[:, 1])
         return terms | self.roi_losses(pyramid, sample, gt, tail_mask, batch.get("verified_classes"))
 
@@ -190,26 +186,22 @@ class MaskRCNN(nn.Module):
         """Losses of the heads on sampled RoIs (all arrays batched)."""
         c = self.config
         num_images, num_rois = sample.classes.shape
-        labels = sample.classes.reshape(-1)
         hidden = self.box_head.hidden(self.pool(pyramid, sample.boxes, c.box_head.pool_size))
-        logits = self.box_head.logits(hidden)
-        exempt = None
-        if c.eql.verified_negatives and c.box_head.loss == "eql":
-            exempt = jnp.repeat(verified_classes, num_rois, axis=0)
-        cls = self.classification_loss(logits, labels, tail_mask, exempt)
+        hidden = hidden.reshape(num_images, num_rois, -1)
+        exempt = verified_classes[:, None] if c.eql.verified_negatives else None
+        cls = self.classification_loss(self.box_head.logits(hidden), sample.classes, tail_mask, exempt)
 
         # Foreground RoIs fill the first F slots, so boxes and masks are computed for those alone.
         slots = int(num_rois * c.roi.positive_fraction)
         fg_classes = sample.classes[:, :slots]
         fg = (fg_classes >= 0) & (fg_classes < self.num_classes)
         safe_classes = jnp.where(fg, fg_classes, 0).reshape(-1)
-        fg_hidden = hidden.reshape(num_images, num_rois, -1)[:, :slots].reshape(num_images * slots, -1)
-        deltas = self.box_head.deltas_of(fg_hidden, safe_classes)
+        deltas = self.box_head.deltas_of(hidden[:, :slots].reshape(num_images * slots, -1), safe_classes)
         box = losses.box_regression_loss(
             deltas,
             sample.deltas[:, :slots].reshape(-1, 4),
             fg.reshape(-1),
-            normalizer=jnp.maximum(jnp.sum(labels >= 0), 1),
+            normalizer=jnp.sum(sample.classes >= 0),
         )
         fg_boxes = sample.boxes[:, :slots]
         mask_logits = self.mask_head(self.pool(pyramid, fg_boxes, c.mask_head.pool_size), safe_classes)
@@ -221,7 +213,7 @@ class MaskRCNN(nn.Module):
     def classification_loss(
         self, logits: jax.Array, labels: jax.Array, tail_mask: jax.Array, exempt: jax.Array | None = None
     ) -> jax.Array:
-        """The configured loss of logits [R,K] or [R,K+1] with labels [R] (K background, -1 empty)."""
+        """The configured loss of logits [B,R,K] or [B,R,K+1] with labels [B,R] (K background, -1 empty)."""
         name = self.config.box_head.loss
         if name == "softmax":
             return losses.softmax_cross_entropy_loss(logits, labels)
@@ -252,11 +244,12 @@ class MaskRCNN(nn.Module):
 
         def one(scores, deltas, boxes, valid, size):
             return select_detections(
-                jnp.where(valid[:, None], scores, 0.0),
+                scores,
                 deltas,
                 boxes,
                 size,
-                weights=BOX_WEIGHTS,
+                proposals_valid=valid,
+                box_weights=BOX_WEIGHTS,
                 score_threshold=t.score_threshold,
                 iou_threshold=t.nms_iou,
                 max_detections=t.detections_per_image,

@@ -31,7 +31,9 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         shortcut = x
         if self.strides != 1 or x.shape[-1] != self.features:
-            shortcut = Conv(self.features, 1, self.strides, self.norm, dtype=self.dtype, name="shortcut")(x, train=train)
+            shortcut = Conv(self.features, 1, self.strides, self.norm, dtype=self.dtype, name="shortcut")(
+                x, train=train
+            )
         x = nn.relu(Conv(self.features, 3, self.strides, self.norm, dtype=self.dtype, name="conv1")(x, train=train))
         x = Conv(self.features, 3, 1, self.norm, dtype=self.dtype, name="conv2")(x, train=train)
         return nn.relu(x + shortcut)
@@ -55,7 +57,9 @@ class Bottleneck(nn.Module):
         width = self.features // 4
         shortcut = x
         if self.strides != 1 or x.shape[-1] != self.features:
-            shortcut = Conv(self.features, 1, self.strides, self.norm, dtype=self.dtype, name="shortcut")(x, train=train)
+            shortcut = Conv(self.features, 1, self.strides, self.norm, dtype=self.dtype, name="shortcut")(
+                x, train=train
+            )
         x = nn.relu(Conv(width, 1, s1, self.norm, dtype=self.dtype, name="conv1")(x, train=train))
         x = nn.relu(Conv(width, 3, s3, self.norm, dtype=self.dtype, name="conv2")(x, train=train))
         x = Conv(self.features, 1, 1, self.norm, dtype=self.dtype, name="conv3")(x, train=train)
@@ -91,7 +95,7 @@ class ResNet(nn.Module):
         blocks, bottleneck = DEPTHS[self.depth]
         stem_train = train and self.freeze_at < 1
         x = Conv(self.width, 7, 2, self.norm, dtype=self.dtype, name="stem")(x.astype(self.dtype), train=stem_train)
-        x = max_pool(nn.relu(x), window=3, stride=2, padding=1)
+        x = max_pool(nn.relu(x), window=3, strides=2, padding=1)
         if self.freeze_at >= 1:
             x = jax.lax.stop_gradient(x)
         stages = []

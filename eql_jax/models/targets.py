@@ -47,16 +47,17 @@ def rpn_targets(anchors: jax.Array, gt: GroundTruth, key: jax.Array, config, *, 
 
     rule: 'random', or 'spread' for the deterministic rule of the golden tests (then `key` is not read).
     """
-    match = matching.match_anchors(
+    match = matching.match_boxes(
         anchors,
         gt.boxes,
-        gt_valid=(gt.classes >= 0) & ~gt.ignore,
-        gt_ignore=(gt.classes >= 0) & gt.ignore,
+        gt_valid=gt.classes >= 0,
+        gt_ignore=gt.ignore,
         positive_iou=config.positive_iou,
         negative_iou=config.negative_iou,
+        low_quality=True,
     )
     labels = sampling.sample_anchors(
-        match.labels, key, num=config.batch_per_image, positive_fraction=config.positive_fraction, rule=rule
+        match.labels, num=config.batch_per_image, positive_fraction=config.positive_fraction, key=key, rule=rule
     )
     deltas = box_ops.encode_boxes(gt.boxes[match.matched_index], anchors, weights=(1.0, 1.0, 1.0, 1.0))
     return RPNTargets(labels, jax.lax.stop_gradient(deltas))
@@ -77,20 +78,21 @@ def sample_rois(
     is_object = (gt.classes >= 0) & ~gt.ignore
     boxes = jnp.concatenate([proposals, gt.boxes])
     valid = jnp.concatenate([proposal_valid, is_object])
-    match = matching.match_rois(
+    match = matching.match_boxes(
         boxes,
         gt.boxes,
-        gt_valid=is_object,
-        gt_ignore=(gt.classes >= 0) & gt.ignore,
+        gt_valid=gt.classes >= 0,
+        gt_ignore=gt.ignore,
+        boxes_valid=valid,
         positive_iou=config.positive_iou,
+        negative_iou=config.positive_iou,
     )
-    labels = jnp.where(valid, match.labels, -1)
     picked = sampling.sample_rois(
-        labels, key, num=config.batch_per_image, positive_fraction=config.positive_fraction, rule=rule
+        match.labels, num=config.batch_per_image, positive_fraction=config.positive_fraction, key=key, rule=rule
     )
     rois = boxes[picked.indices]
     matched = match.matched_index[picked.indices]
-    classes = jnp.where(labels[picked.indices] == 1, gt.classes[matched], num_classes)
+    classes = jnp.where(picked.foreground, gt.classes[matched], num_classes)
     classes = jnp.where(picked.valid, classes, -1)
     deltas = box_ops.encode_boxes(gt.boxes[matched], rois, weights=box_weights)
     return jax.tree.map(jax.lax.stop_gradient, RoISample(rois, classes, matched, deltas))

@@ -8,9 +8,9 @@ WORKDIR/checkpoints/evaluations.json holds the metrics of the steps that were ev
 
 import dataclasses
 import json
-import os
+import logging
 import shutil
-import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,37 +19,19 @@ import flax.serialization
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from eql_jax.training import config as config_lib
+from eql_jax.training.compatibility import Classes, check_classes, check_config, check_structure
+from eql_jax.training.disk import check_writable, free_bytes, gigabytes, state_bytes, write_atomically
 from eql_jax.training.errors import CheckpointError
-from eql_jax.training.optimizer import parameter_path
 from eql_jax.training.state import TrainState
 
+LOG = logging.getLogger(__name__)
 BEST_METRIC = "segm/AP"  # higher is better
 ITEMS = ("params", "batch_stats", "ema_params", "optimizer", "run")
 FORMAT = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Classes:
-    """The classes a model was trained on, by contiguous index 0..K-1.
-
-    ids: category ids, rising. names: category names. letters: 'r', 'c' or 'f', or '' where frequencies are unknown.
-    """
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-    letters: tuple[str, ...]
-
-    def __post_init__(self):
-        if not len(self.ids) == len(self.names) == len(self.letters):
-            raise ValueError(f"{len(self.ids)} ids, {len(self.names)} names and {len(self.letters)} letters of classes")
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class InferenceModel(NamedTuple):
@@ -82,7 +64,7 @@ class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-    """Saves to and resumes from one workdir. Use it as a context manager, or call `close()`: it waits for the last save.
+    """Saves to and resumes from one workdir. A context manager; leaving it, or `close()`, waits for the last save.
 
     A save that fails (a full disk, say) is logged and training goes on with the checkpoints there are;
     `last_save_failed` tells at the end.
@@ -99,6 +81,8 @@ class Checkpoints:
         self.last_save_failed = False
         self._pending: int | None = None
         check_writable(self.directory)
+        logging.getLogger("absl").addFilter(_not_orbax_traceback)
+        self._remove_leftovers()
         self.evaluations = _read_evaluations(self.directory)
         self._manager = self._open()
 
@@ -107,6 +91,10 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def check_space(self, state: TrainState) -> None:
+        """Raises CheckpointError when the disk has no room for one checkpoint of `state`."""
+        check_writable(self.directory, needed_bytes=state_bytes(state))
 
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint, None without one."""
@@ -122,6 +110,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             self.last_save_failed = False
             return
+        if self.last_save_failed:
+            self._remove_leftovers()
         try:
             self._manager.save(step, args=ocp.args.Composite(**_items(state, self.config, self.classes)), force=True)
             self._pending = step
@@ -154,12 +144,12 @@ class Checkpoints:
         step = self.latest_step() if step is None else step
         path = self.directory / str(step)
         run = _read_run(path)
-        _check_classes(run["classes"], self.classes, path)
-        _check_config(run["config"], self.config, path)
+        check_classes(run["classes"], self.classes, path)
+        check_config(run["config"], self.config, path)
         saved = _metadata(path)
         target = {k: v for k, v in _trees(state).items() if k != "ema_params"}
         for item, tree in target.items():
-            _check_structure(saved.get(item, {}), tree, item=item, path=path)
+            check_structure(saved.get(item, {}), tree, item=item, path=path)
         if state.ema_params is not None and "ema_params" in saved:
             target["ema_params"] = state.ema_params
         restored = _restore(path, target)
@@ -167,7 +157,7 @@ class Checkpoints:
         opt_state = _fill(blank, restored["optimizer"].get("state", {}))
         ema = restored.get("ema_params")
         if state.ema_params is not None and ema is None:
-            logging.warning("%s has no moving average of the parameters; it starts from the parameters", path)
+            LOG.warning("%s has no moving average of the parameters; it starts from the parameters", path)
             ema = jax.tree.map(lambda x: x.copy(), restored["params"])
         return state.replace(
             step=restored["optimizer"]["step"],
@@ -182,9 +172,9 @@ class Checkpoints:
         self.evaluations[step] = {k: float(v) for k, v in metrics.items()}
         if jax.process_index() == 0:
             try:
-                _write_atomically(self.directory / "evaluations.json", json.dumps(self.evaluations, indent=1))
+                write_atomically(self.directory / "evaluations.json", json.dumps(self.evaluations, indent=1))
             except OSError as e:
-                logging.error("the evaluation of step %d could not be noted: %s", step, e)
+                LOG.error("the evaluation of step %d could not be noted: %s", step, e)
         self.wait()
         policy = _KeepLatestAndBest(self.config.checkpoint.keep, self.config.checkpoint.keep_best, self.evaluations)
         steps = sorted(self._manager.all_steps())
@@ -198,32 +188,45 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as e:  # a failed save was reported by wait() already
-            logging.error("closing the checkpoints: %s", e)
+            LOG.error("closing the checkpoints: %s", e)
 
     def _open(self) -> ocp.CheckpointManager:
         c = self.config.checkpoint
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_KeepLatestAndBest(c.keep, c.keep_best, self.evaluations),
-            cleanup_tmp_directories=True,
-            create=True,
         )
         return ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what interrupted and failed saves left. Orbax can do so too, but trips over its own threads when
+        other items of the failed save are still being written."""
+        if jax.process_index() > 0:
+            return
+        for attempt in range(20):
+            left = list(self.directory.glob("*.orbax-checkpoint-tmp*"))
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            if not any(path.exists() for path in left):
+                return
+            time.sleep(0.05 * attempt)
 
     def _failed(self, step: int, error: Exception) -> None:
         """Reports a failed save, removes what it wrote so that the space is free again, and starts afresh."""
         self.last_save_failed = True
         self._pending = None
+        free = gigabytes(free_bytes(self.directory))
         try:
             self._manager.close()
         except Exception:  # the same error again, in the manager's threads
             pass
+        self._remove_leftovers()
         self._manager = self._open()
-        logging.error(
-            "the checkpoint of step %d could not be written to %s (%s free): %s: %s. Training goes on; the newest whole "
-            "checkpoint is of step %s",
+        LOG.error(
+            "the checkpoint of step %d could not be written to %s (%s free): %s: %s. The newest whole checkpoint is of "
+            "step %s",
             step,
             self.directory,
-            _gigabytes(_free_bytes(self.directory)),
+            free,
             type(error).__name__,
             str(error).strip().partition("\n")[0],
             self.latest_step(),
@@ -278,87 +281,12 @@ def find_checkpoint(workdir: str | Path, *, checkpoint: str | int = "best") -> P
     return directory / str(int(checkpoint))
 
 
-def init_from(state: TrainState, source: str | Path) -> TrainState:
-    """`state` with the parameters and statistics of another run's checkpoint, at step 0 with a fresh optimizer.
-
-    Arrays go by path; those that are absent there or of another shape (a head of other classes) keep their fresh values
-    and are listed in the log.
-
-    Raises:
-        CheckpointError: no checkpoint in `source`, or not one array of it fits.
-    """
-    found = load_for_inference(source)
-    own = {"params": state.params, "batch_stats": state.batch_stats}
-    flat = {key: leaf for key, leaf in _flatten(found.variables).items()}
-    skipped: list[str] = []
-
-    def pick(path, leaf):
-        key = parameter_path(path)
-        if key in flat and flat[key].shape == leaf.shape:
-            return jax.device_put(flat[key].astype(leaf.dtype), leaf.sharding)
-        shape = f"shape {flat[key].shape} against {leaf.shape}" if key in flat else "absent"
-        skipped.append(f"{key} ({shape})")
-        return leaf
-
-    merged = jax.tree_util.tree_map_with_path(pick, own)
-    total = len(jax.tree.leaves(own))
-    if len(skipped) == total:
-        raise CheckpointError(
-            f"train.init_from {source}: not one of {total} arrays fits this model; first: {skipped[0]}"
-        )
-    logging.info("started from %s, step %d: %d of %d arrays", source, found.step, total - len(skipped), total)
-    if skipped:
-        logging.warning("not taken from %s, freshly initialised: %s", source, ", ".join(skipped))
-    ema = None if state.ema_params is None else jax.tree.map(lambda x: x.copy(), merged["params"])
-    return state.replace(params=merged["params"], batch_stats=merged["batch_stats"], ema_params=ema)
-
-
-# ---------------------------------------------------------------------------------------------------- disk
-def check_writable(directory: str | Path, *, needed_bytes: int = 0) -> None:
-    """Makes `directory`, writes and removes a probe file there, and compares the free space.
-
-    Raises:
-        CheckpointError: it cannot be made or written, or has less than `needed_bytes` free.
-    """
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory, prefix=".probe-") as probe:
-            probe.write(bytes(1 << 16))
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as e:
-        raise CheckpointError(
-            f"cannot write to {directory}: {e.strerror or e}. Free some space or choose another --workdir"
-        ) from e
-    free = _free_bytes(directory)
-    if free < needed_bytes:
-        raise CheckpointError(
-            f"{directory} has {_gigabytes(free)} free; a checkpoint needs {_gigabytes(needed_bytes)}. Free some space "
-            "or choose another --workdir"
-        )
-
-
-def state_bytes(state: Any) -> int:
-    """Size of a tree of arrays in bytes, about what its checkpoint takes on disk."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-
-
-def _free_bytes(path: Path) -> int:
-    return shutil.disk_usage(path).free
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 # ---------------------------------------------------------------------------------------------------- layout
+def _not_orbax_traceback(record: logging.LogRecord) -> bool:
+    """False for the pages of traceback that Orbax's threads log about a failed save; `_failed` says it in one line."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 def _checkpoint_dir(workdir: str | Path) -> Path:
     return Path(workdir).absolute() / "checkpoints"
 
@@ -405,108 +333,57 @@ def _fill(template: Any, pruned: Any) -> Any:
     return {k: _fill(v, pruned[k]) if jax.tree.leaves(v) else v for k, v in template.items()}
 
 
-def _flatten(tree: Any) -> dict[str, Any]:
-    return {parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def _items(state: TrainState, config: ConfigDict, classes: Classes) -> dict[str, Any]:
     run = {"format": FORMAT, "config": json.loads(config_lib.to_json(config)), "classes": dataclasses.asdict(classes)}
     items = {name: ocp.args.PyTreeSave(tree) for name, tree in _trees(state).items()}
     return items | {"run": ocp.args.JsonSave(run)}
 
 
+def _reader() -> ocp.Checkpointer:
+    trees = {item: ocp.PyTreeCheckpointHandler() for item in ITEMS if item != "run"}
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**trees, run=ocp.JsonCheckpointHandler()))
+
+
 def _read_run(path: Path) -> dict[str, Any]:
     """{'config': ConfigDict, 'classes': Classes} of a checkpoint."""
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            run = reader.restore(path / "run", args=ocp.args.JsonRestore())
+        with _reader() as reader:
+            run = reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
         if run["format"] != FORMAT:
             raise ValueError(f"format {run['format']}; this version reads format {FORMAT}")
-        classes = Classes(**{k: tuple(v) for k, v in run["classes"].items()})
+        classes = Classes.from_json(run["classes"])
         return {"config": config_lib.from_json(json.dumps(run["config"])), "classes": classes}
-    except Exception as e:
+    except Exception as e:  # whatever Orbax and JSON make of a damaged file
         raise _damaged(path, e) from e
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """{item: nested dict of array metadata} of the items that hold arrays."""
-    found = {}
+    """{item: nested dict of array metadata (shape, dtype)} of the items that hold arrays."""
     try:
-        for item in ("params", "batch_stats", "ema_params", "optimizer"):
-            if (path / item).is_dir():
-                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                    found[item] = reader.metadata(path / item).item_metadata.tree
+        with _reader() as reader:
+            found = reader.metadata(path).item_metadata
+        return {item: found[item].tree for item in ITEMS if item != "run" and found.get(item) is not None}
     except Exception as e:
         raise _damaged(path, e) from e
-    return found
 
 
 def _restore(path: Path, target: Mapping[str, Any], *, as_numpy: bool = False) -> dict[str, Any]:
     """Reads items into trees like `target`: on the devices of its arrays, or as NumPy."""
-    if as_numpy:
-        how = lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray)  # noqa: E731
-    else:
-        how = lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)  # noqa: E731
-    found = {}
+
+    def how(leaf):
+        if as_numpy:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
+
+    args = {k: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(how, tree)) for k, tree in target.items()}
     try:
-        for item, tree in target.items():
-            args = ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(how, tree))
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                found[item] = reader.restore(path / item, args=args)
+        with _reader() as reader:
+            found = reader.restore(path, args=ocp.args.Composite(**args))
+        return {item: found[item] for item in target}
     except Exception as e:
         raise _damaged(path, e) from e
-    return found
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return CheckpointError(f"checkpoint {path} cannot be read ({reason}). Remove that directory to use an older one")
-
-
-# ---------------------------------------------------------------------------------------------------- does it fit?
-def _check_classes(saved: Classes, own: Classes, path: Path) -> None:
-    hint = (
-        "Use the annotations it was trained on, another --workdir, or config.train.init_from to start from its weights"
-    )
-    if len(saved) != len(own):
-        raise CheckpointError(f"checkpoint {path} has {len(saved)} classes; the annotations have {len(own)}. {hint}")
-    for i, (a, b) in enumerate(zip(saved.ids, own.ids, strict=True)):
-        if (a, saved.names[i]) != (b, own.names[i]):
-            raise CheckpointError(
-                f"checkpoint {path} has class {i} = id {a} {saved.names[i]!r}; the annotations have id {b} "
-                f"{own.names[i]!r}. {hint}"
-            )
-    changed = sum(a != b for a, b in zip(saved.letters, own.letters, strict=True))
-    if changed:
-        logging.warning("%d classes have another frequency letter than in checkpoint %s", changed, path)
-
-
-def _check_config(saved: ConfigDict, own: ConfigDict, path: Path) -> None:
-    changed = config_lib.differences(saved, own)
-    lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
-    model = [line for key, line in zip(changed, lines, strict=True) if key.startswith("model.")]
-    if model:
-        raise CheckpointError(
-            "\n".join([f"checkpoint {path} is of another model (checkpoint -> now):", *model])
-            + "\nUse the old values, another --workdir, or config.train.init_from to start from its weights"
-        )
-    if lines:
-        logging.warning("%s", "\n".join([f"the config differs from that of checkpoint {path} (was -> now):", *lines]))
-
-
-def _check_structure(saved: Any, own: Any, *, item: str, path: Path) -> None:
-    before = {k: tuple(v.shape) for k, v in _flatten(saved).items()}
-    now = {k: tuple(v.shape) for k, v in _flatten(own).items()}
-    if before == now:
-        return
-    faults = [f"{k} only in the checkpoint" for k in before.keys() - now.keys()]
-    faults += [f"{k} not in the checkpoint" for k in now.keys() - before.keys()]
-    faults += [
-        f"{k} {before[k]} in the checkpoint, {now[k]} now" for k in before.keys() & now.keys() if before[k] != now[k]
-    ]
-    shown = "; ".join(sorted(faults)[:5]) + ("; ..." if len(faults) > 5 else "")
-    raise CheckpointError(
-        f"checkpoint {path} does not fit: {len(faults)} arrays of its {item} differ: {shown}. Use the settings it was "
-        "trained with (config.optimizer.name, momentum, model.backbone.freeze_at ...), another --workdir, or "
-        "config.train.init_from to start from its weights"
-    )

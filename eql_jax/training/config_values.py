@@ -136,7 +136,7 @@ def _value_faults(config: ConfigDict) -> Iterator[str]:
 def _relation_faults(config: ConfigDict) -> Iterator[str]:
     d, m, t, o = config.data, config.model, config.train, config.optimizer
     if t.batch_size % t.gradient_accumulation:
-        yield f"train.batch_size {t.batch_size} does not divide by train.gradient_accumulation {t.gradient_accumulation}"
+        yield f"train.batch_size {t.batch_size} is not a multiple of gradient_accumulation {t.gradient_accumulation}"
     if o.name == "adamw" and o.nesterov:
         yield "optimizer.nesterov is for sgd; optimizer.name is 'adamw'"
     if o.schedule == "steps" and list(o.decay_at) != sorted(set(o.decay_at)):

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from eql_jax.models import MaskRCNN
+from eql_jax.training.optimizer import update_ema
 from eql_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -39,7 +40,7 @@ def make_train_step(
       model: the Mask R-CNN.
       optimizer: an optax transformation over state.params.
       config: the whole configuration; seed, train and optimizer.ema_decay are read.
-      tail_mask: float [K], T(f) of the equalization loss (zeros for other losses).
+      tail_mask: bool (the faster) or float [K], T(f) of the equalization loss; read by that loss only.
       mesh: axes 'data' and 'model'; the batch is sharded over the first, everything else replicated.
 
     Metrics are float32 scalars: loss (the weighted sum), loss_<term> for each of LOSS_TERMS, grad_norm,
@@ -61,7 +62,7 @@ def make_train_step(
         )
     weights = dict(config.train.loss_weights)
     ema_decay = config.optimizer.ema_decay
-    tail_mask = np.asarray(tail_mask, np.float32)
+    tail_mask = np.asarray(tail_mask)
 
     def loss_fn(params, batch_stats, batch, keys):
         terms, updates = model.apply(
@@ -99,12 +100,8 @@ def make_train_step(
         metrics["grad_norm"] = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema_params
-        if ema_decay > 0:
-            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
-        return state.replace(
-            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema
-        ), metrics
+        ema_params = update_ema(state.ema_params, params, decay=ema_decay)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), metrics
 
     replicated, by_image = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     jitted = jax.jit(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eql_jax.training.mesh import make_mesh
 
 from benchmarks.common import synthetic_batch
 from configs import base
@@ -11,9 +12,8 @@ from eql_jax.models import build_model, init_model, trainable_mask
 from eql_jax.models.box_head import BoxHead
 from eql_jax.models.mask_head import MaskHead
 from eql_jax.training.eval_step import make_detector
-from eql_jax.training.mesh import make_mesh
 from eql_jax.training.optimizer import make_optimizer
-from eql_jax.training.state import TrainState
+from eql_jax.training.state import create_state
 from eql_jax.training.train_step import LOSS_TERMS, image_keys, make_train_step
 
 K = 7
@@ -39,7 +39,14 @@ def tiny_config(**changes):
 
 def tiny_batch(objects=5, batch=4, seed=0, max_objects=12):
     return synthetic_batch(
-        batch=batch, height=64, width=96, num_classes=K, objects=objects, max_objects=max_objects, mask_size=28, seed=seed
+        batch=batch,
+        height=64,
+        width=96,
+        num_classes=K,
+        objects=objects,
+        max_objects=max_objects,
+        mask_size=28,
+        seed=seed,
     )
 
 
@@ -163,24 +170,18 @@ def test_detections_are_inside_the_image_and_sorted():
     assert np.all(found["boxes"][0] <= [80, 50, 80, 50])
 
 
-def run_steps(config, devices, steps):
-    mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
+def run_steps(config, batches, devices):
+    """Trains from scratch on `batches`; returns the metrics of each step, the step function and the state."""
+    mesh = make_mesh(config, devices=jax.devices()[:devices])
     model = build_model(config, K)
     variables = init_model(model, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, trainable=trainable_mask(variables["params"], config))
-    optimizer = getattr(optimizer, "transform", optimizer)
-    ema = None
-    state = TrainState(
-        step=jnp.int32(0),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-        ema_params=ema,
-    )
+    params = variables["params"]
+    optimizer = make_optimizer(config, params, trainable=trainable_mask(params, config)).transform
+    state = create_state(variables, optimizer, ema=False)
     step = make_train_step(model, optimizer, config, np.zeros(K, np.float32), mesh)
     values = []
-    for i in range(steps):
-        state, metrics = step(state, tiny_batch(seed=i))
+    for batch in batches:
+        state, metrics = step(state, batch)
         values.append({k: float(v) for k, v in metrics.items()})
     return values, step, state
 
@@ -190,8 +191,9 @@ def test_four_devices_give_the_losses_of_one():
     """Same global batch. Summation orders differ by device, and a swap of two proposals whose scores agree to the last
     bits is legitimate, so after the first step only 1e-3 is asked for. Live BatchNorm is part of it."""
     config = tiny_config()
-    one, _, _ = run_steps(config, 1, 5)
-    four, _, _ = run_steps(config, 4, 5)
+    batches = [tiny_batch(seed=i) for i in range(5)]
+    one, _, _ = run_steps(config, batches, 1)
+    four, _, _ = run_steps(config, batches, 4)
     for term in ("loss", *(f"loss_{t}" for t in LOSS_TERMS)):
         np.testing.assert_allclose(four[0][term], one[0][term], rtol=1e-5, err_msg=term)
     np.testing.assert_allclose([m["loss"] for m in four], [m["loss"] for m in one], rtol=1e-3)
@@ -201,8 +203,8 @@ def test_four_devices_give_the_losses_of_one():
 @pytest.mark.slow
 def test_data_parallel_training_communicates_by_all_reduce_alone():
     config = tiny_config()
-    _, step, state = run_steps(config, 4, 1)
-    mesh = make_mesh(config.mesh, devices=jax.devices()[:4])
+    _, step, state = run_steps(config, [tiny_batch()], 4)
+    mesh = make_mesh(config, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
         text = step.jitted.lower(state, tiny_batch()).compile().as_text()
     for collective in ("all-gather(", "all-to-all(", "collective-permute("):
@@ -212,33 +214,11 @@ def test_data_parallel_training_communicates_by_all_reduce_alone():
 
 @pytest.mark.slow
 def test_accumulation_averages_the_parts():
-    """Without BatchNorm and with equal images in both halves, two parts give the gradient of the whole."""
-    config = tiny_config(**{"model.backbone.norm": "group_norm", "train.batch_size": 2})
-    whole, _, _ = run_steps_on(config, tiny_twins())
-    parts, _, _ = run_steps_on(tiny_config(**{"model.backbone.norm": "group_norm", "train.batch_size": 2,
-                                              "train.gradient_accumulation": 2}), tiny_twins())
+    """With the same image in both parts and GroupNorm, two parts give the gradient of the whole batch."""
+    batch = tiny_batch(batch=1)
+    twins = {k: np.concatenate([v, v]) for k, v in batch.items()}
+    changes = {"model.backbone.norm": "group_norm", "train.batch_size": 2}
+    (whole,), _, _ = run_steps(tiny_config(**changes), [twins], 1)
+    (parts,), _, _ = run_steps(tiny_config(**changes, **{"train.gradient_accumulation": 2}), [twins], 1)
     np.testing.assert_allclose(parts["grad_norm"], whole["grad_norm"], rtol=1e-4)
     np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=1e-5)
-
-
-def tiny_twins():
-    batch = tiny_batch(batch=1)
-    return {k: np.concatenate([v, v]) for k, v in batch.items()}
-
-
-def run_steps_on(config, batch):
-    mesh = make_mesh(config.mesh, devices=jax.devices()[:1])
-    model = build_model(config, K)
-    variables = init_model(model, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, trainable=trainable_mask(variables["params"], config))
-    optimizer = getattr(optimizer, "transform", optimizer)
-    state = TrainState(
-        step=jnp.int32(0),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-        ema_params=None,
-    )
-    step = make_train_step(model, optimizer, config, np.zeros(K, np.float32), mesh)
-    state, metrics = step(state, batch)
-    return {k: float(v) for k, v in metrics.items()}, step, state

@@ -8,7 +8,7 @@ The superformula is that of J. Gielis, "A generic geometric transformation that 
 abstract shapes", American Journal of Botany 90(3), 2003.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ UNIT = 100.0  # canvas pixels of the length 1
 
 # A candidate is dropped below these: it would vanish at the sizes that are drawn.
 MIN_FILL = 0.14  # area over squared diameter
-MIN_WIDTH = 0.11  # 2 area / perimeter over diameter: half the mean width of a long shape, .5 for a disc
+MIN_WIDTH = 0.15  # 2 area / perimeter over diameter: the mean width of a long shape, .5 for a disc
 
 Points = np.ndarray
 Family = Callable[[np.random.Generator, int], tuple[Points, str]]
@@ -53,6 +53,16 @@ def normalised(points: Points) -> Points | None:
     return (points - centroid) / np.sqrt(diameter * np.sqrt(4 * abs(area) / np.pi))
 
 
+def has_hairs(contour: Points) -> bool:
+    """Whether a normalised [P, 2] contour has parts thinner than .06 and longer than .12, unseen on small objects."""
+    unit = 64
+    mask = np.zeros((3 * unit, 3 * unit), np.uint8)
+    cv2.fillPoly(mask, [np.round((contour + 1.5) * unit * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
+    opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
+    near = cv2.dilate(opened, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (17, 17)))
+    return bool((mask > near).any())
+
+
 @lru_cache(maxsize=1)
 def candidates() -> tuple[Candidate, ...]:
     """All candidates of all families in a fixed order, about 3,000; takes about a second."""
@@ -61,7 +71,7 @@ def candidates() -> tuple[Candidate, ...]:
         for index in range(count):
             points, text = family(np.random.default_rng([number, index]), index)
             contour = normalised(points)
-            if contour is not None:
+            if contour is not None and not has_hairs(contour):
                 found.append(Candidate(name, text, contour))
     return tuple(found)
 
@@ -172,7 +182,8 @@ def _arrow(rng: np.random.Generator, index: int) -> tuple[Points, str]:
     start, barb = rng.uniform(-0.2, 0.6), rng.uniform(0.0, 0.3)
     right = [(1, 0), (start - barb, head), (start, shaft), (-1, shaft)]
     if index % 2:  # two heads
-        right = [(1, 0), (max(start, 0.25) - barb, head), (max(start, 0.25), shaft)]
+        start = max(start, 0.3)
+        right = [(1, 0), (start - min(barb, 0.2), head), (start, shaft)]
         right += [(-x, y) for x, y in reversed(right)]
     left = [(x, -y) for x, y in reversed(right) if y > 0]
     kind = "double arrow" if index % 2 else "arrow"
@@ -249,14 +260,14 @@ def _chevron(rng: np.random.Generator, index: int) -> tuple[Points, str]:
 
 
 def _bolt(rng: np.random.Generator, index: int) -> tuple[Points, str]:
-    tips, width = 2 + index % 3, rng.uniform(0.25, 0.45)
+    tips, width = 1 + index % 3, rng.uniform(0.35, 0.5)
     x = np.linspace(-1, 1, tips + 2)
-    y = np.where(np.arange(tips + 2) % 2, 1, -1) * rng.uniform(0.25, 0.6)
+    y = np.where(np.arange(tips + 2) % 2, 1, -1) * rng.uniform(0.35, 0.8)
     return _strokes([np.stack([x, y], axis=1)], width), f"zigzag of {tips} turns, width {width:.2f}"
 
 
 def _spiral(rng: np.random.Generator, index: int) -> tuple[Points, str]:
-    turns, width = rng.uniform(1.0, 1.6), rng.uniform(0.2, 0.3)
+    turns, width = rng.uniform(0.9, 1.4), rng.uniform(0.28, 0.36)
     t = np.linspace(0.12, 1, 60)
     angle = 2 * np.pi * turns * t
     line = np.stack([t * np.cos(angle), t * np.sin(angle)], axis=1)
@@ -264,7 +275,7 @@ def _spiral(rng: np.random.Generator, index: int) -> tuple[Points, str]:
 
 
 def _ribbon(rng: np.random.Generator, index: int) -> tuple[Points, str]:
-    t, width = np.linspace(0, 1, 40), rng.uniform(0.2, 0.36)
+    t, width = np.linspace(0, 1, 40), rng.uniform(0.28, 0.45)
     bends = rng.uniform(-1, 1, 4)
     heading = np.cumsum(sum(b * np.cos(np.pi * k * t) for k, b in enumerate(bends))) * rng.uniform(0.12, 0.3)
     line = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
@@ -283,7 +294,7 @@ _LETTERS = {
 
 def _letter(rng: np.random.Generator, index: int) -> tuple[Points, str]:
     name = sorted(_LETTERS)[index % len(_LETTERS)]
-    aspect, width = rng.uniform(0.6, 1.0), rng.uniform(0.24, 0.42)
+    aspect, width = rng.uniform(0.65, 1.0), rng.uniform(0.32, 0.5)
     grid = np.array([(x * aspect, y) for y in (-0.9, 0, 0.9) for x in (-0.9, 0, 0.9)])
     lines = [grid[[int(c) for c in stroke]] for stroke in _LETTERS[name] if len(stroke) > 1]
     return _strokes(lines, width), f"letter {name}, aspect {aspect:.2f}, stroke {width:.2f}"
@@ -357,6 +368,8 @@ def _compound(rng: np.random.Generator, index: int) -> tuple[Points, str]:
         cv2.fillPoly(painted, [_pixels(outline)], 0 if cut else 1)
         position = np.clip(position + rng.uniform(-0.6, 0.6, 2), -0.6, 0.6)
         names.append(f"{'less ' if cut else ''}{kind}")
+    # Rubs off hairs and the points at which parts only touch.
+    painted = cv2.morphologyEx(painted, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13)))
     if not painted.any():
         return np.zeros((3, 2)), ""
     return trace(painted, tolerance=1.0), "compound of " + ", ".join(names)
@@ -388,8 +401,3 @@ FAMILIES: dict[str, tuple[Family, int]] = {
     "blob": (_blob, 350),
     "compound": (_compound, 600),
 }
-
-
-def families() -> Iterator[str]:
-    """Names of the families, in the order of `candidates`."""
-    return iter(FAMILIES)

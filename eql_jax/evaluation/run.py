@@ -1,0 +1,262 @@
+"""One evaluation from batches to tables: detect, write results per host, merge, evaluate, draw.
+
+B images of a batch on this host, K classes. Into the output directory go
+
+    results.host0000.json ...   what each host detected, LVIS format
+    results.json                all of it
+    metrics.json, table.txt     AP and AR of boxes and masks
+    classes.csv                 AP of every class beside its training frequency
+    pictures/                   detections beside ground truth, some images
+
+All hosts must share the storage that the directory is on.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from eql_jax.data.annotations import Annotations, ImageRecord
+from eql_jax.data.categories import ClassStatistics
+from eql_jax.data.images import ImageError, read_image
+from eql_jax.data.transforms import Size
+from eql_jax.evaluation.evaluator import IOU_TYPES, EvaluationResult, evaluate
+from eql_jax.evaluation.results import Result, ResultWriter, detections_to_results, host_file, merge_results
+from eql_jax.evaluation.tables import format_table, write_class_csv, write_metrics_json
+from eql_jax.visualize import class_labels, draw_detections, draw_objects, side_by_side
+from eql_jax.visualize.ground_truth import record_objects
+
+Batch = Mapping[str, np.ndarray]
+Detector = Callable[[Mapping[str, Any], Batch], Mapping[str, np.ndarray]]
+
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AP50r", "AP50c", "AP50f")
+_RECALLS = ("AR", "ARs", "ARm", "ARl")
+
+
+class BatchResults(NamedTuple):
+    """The results of one batch, and the ids of its images (padding rows aside)."""
+
+    results: list[Result]
+    image_ids: list[int]
+
+
+def detect(
+    detector: Detector,
+    variables: Mapping[str, Any],
+    batches: Iterable[Batch],
+    class_ids: Sequence[int] | np.ndarray,
+    *,
+    max_detections: int,
+    workers: int = 0,
+) -> Iterator[BatchResults]:
+    """Runs the detector over batches and yields their results in order.
+
+    Masks are pasted and encoded in threads while the detector works on the next batches.
+
+    Args:
+      detector: (variables, batch) -> detections, see `detections_to_results`.
+      variables: parameters and BatchNorm statistics.
+      batches: of `make_eval_batches` or `make_prediction_batches`.
+      class_ids: category id of each of the K classes.
+      max_detections: the best so many of every image are kept.
+      workers: threads; 0: as many as there are cores.
+    """
+    workers = workers or os.cpu_count() or 1
+    pending: collections.deque[tuple[Future[list[Result]], list[int]]] = collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for batch in batches:
+            detections = detector(variables, batch)
+            small = {key: batch[key] for key in ("image_id", "image_size", "original_size")}  # lets the pixels go
+            task = pool.submit(detections_to_results, detections, small, class_ids, max_detections=max_detections)
+            pending.append((task, [i for i in np.asarray(batch["image_id"]).tolist() if i >= 0]))
+            while len(pending) > workers:
+                task, image_ids = pending.popleft()
+                yield BatchResults(task.result(), image_ids)
+        for task, image_ids in pending:
+            yield BatchResults(task.result(), image_ids)
+
+
+def run_evaluation(
+    detector: Detector,
+    variables: Mapping[str, Any],
+    batches: Iterable[Batch],
+    annotations: Annotations,
+    config: ConfigDict,
+    out_dir: str | os.PathLike[str],
+    *,
+    statistics: ClassStatistics | None = None,
+    class_ids: Sequence[int] | np.ndarray | None = None,
+    step: int | None = None,
+    host: int = 0,
+    num_hosts: int = 1,
+    pictures: int | None = None,
+    pictures_dir: str | os.PathLike[str] | None = None,
+    log: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Evaluates a model on all hosts and returns its metrics on all of them.
+
+    Args:
+      detector, variables: see `detect`.
+      batches: this host's; where they have `records` (by image id), those images are evaluated, whether or not their
+        file could be read. Else all of the annotation file's are.
+      annotations: the evaluation set.
+      config: reads eval.max_detections, eval.pictures, log.progress and data.workers.
+      out_dir: see the module's head; files of an earlier evaluation there are replaced.
+      statistics: training frequencies, for the table of classes, and for the letters of classes without one in the
+        file.
+      class_ids: category id of each class of the model; None: those of `annotations`.
+      step: of the checkpoint, noted in metrics.json.
+      host, num_hosts: this process and how many there are (`jax.process_index()`, `jax.process_count()`).
+      pictures: how many images to draw, in place of config.eval.pictures.
+      pictures_dir: where to; None: out_dir/pictures.
+      log: where the table goes.
+
+    Returns:
+      Metrics such as 'segm/AP' and 'bbox/AP50r' (`EvaluationResult.flat`), shares of 1, -1 without ground truth.
+    """
+    out_dir = Path(out_dir)
+    max_detections = config.eval.max_detections
+    class_ids = annotations.class_ids if class_ids is None else class_ids
+    started = time.monotonic()
+    images = 0
+    records: Mapping[int, ImageRecord] | None = getattr(batches, "records", None)
+    total = -(-len(records) // num_hosts) if records is not None else None
+    shown = config.log.progress and host == 0 and sys.stderr.isatty()
+    with (
+        ResultWriter(host_file(out_dir, host)) as writer,
+        tqdm(total=total, unit="image", desc="evaluate", disable=not shown, dynamic_ncols=True, leave=False) as bar,
+    ):
+        found = detect(
+            detector, variables, batches, class_ids, max_detections=max_detections, workers=config.data.workers
+        )
+        for batch_results in found:
+            writer.write(batch_results.results)
+            images += len(batch_results.image_ids)
+            bar.update(len(batch_results.image_ids))
+    seconds = time.monotonic() - started
+    if num_hosts > 1:
+        _wait_for_all_hosts()
+    if host > 0:
+        return _share_metrics(None, max_detections)
+
+    results = merge_results(out_dir, num_hosts=num_hosts)
+    letters = None if statistics is None else _by_id(statistics, statistics.frequencies)
+    result = evaluate(
+        annotations,
+        results,
+        max_detections=max_detections,
+        image_ids=None if records is None else records.keys(),
+        fallback_letters=letters,
+    )
+    absent = annotations.report.counts.get("missing image", 0)
+    if absent:
+        log(
+            f"{absent} of the {absent + len(annotations.images)} images of {annotations.raw} have no file and are not "
+            "evaluated: these numbers are not those of the whole set"
+        )
+    log(f"{images} images on this host in {seconds:.1f} s ({images / max(seconds, 1e-9):.2f} images/s)")
+    _write_tables(out_dir, result, statistics, step, log)
+    for skipped in getattr(batches, "skipped", ()):
+        log(f"not read, so its objects count as missed: {skipped.path}: {skipped.reason}")
+    count = config.eval.pictures if pictures is None else pictures
+    if count:
+        folder = out_dir / "pictures" if pictures_dir is None else Path(pictures_dir)
+        chosen = _spread(list((records or {r.id: r for r in annotations.images}).values()), count)
+        drawn = draw_pictures(folder, chosen, results, annotations, result)
+        log(f"{drawn} pictures in {folder}")
+    return _share_metrics(result.flat(), max_detections) if num_hosts > 1 else result.flat()
+
+
+def draw_pictures(
+    folder: Path,
+    records: Sequence[ImageRecord],
+    results: Sequence[Result],
+    annotations: Annotations,
+    evaluated: EvaluationResult,
+    *,
+    score_threshold: float = 0.3,
+) -> int:
+    """Draws detections beside ground truth, a file for each image that can be read; returns how many there are."""
+    labels = class_labels(
+        [c.class_id for c in evaluated.classes],
+        [c.name for c in evaluated.classes],
+        [c.frequency for c in evaluated.classes],
+    )
+    by_image: dict[int, list[Result]] = {record.id: [] for record in records}
+    for result in results:
+        if result["image_id"] in by_image and result["category_id"] in labels:
+            by_image[result["image_id"]].append(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = 0
+    for record in records:
+        try:
+            image = read_image(record.path, expected=Size(record.height, record.width))
+        except ImageError:
+            continue  # reported when it was met in its batch
+        left = draw_detections(image, by_image[record.id], labels, score_threshold=score_threshold)
+        right = draw_objects(image, record_objects(record, annotations.class_ids), labels)
+        titles = [f"detections, score {score_threshold:g} and above", f"ground truth, image {record.id}"]
+        side_by_side([left, right], titles).save(folder / f"{record.id:012d}.png")
+        drawn += 1
+    return drawn
+
+
+def _write_tables(
+    out_dir: Path,
+    result: EvaluationResult,
+    statistics: ClassStatistics | None,
+    step: int | None,
+    log: Callable[[str], None],
+) -> None:
+    table = format_table(result)
+    log(table)
+    (out_dir / "table.txt").write_text(table + "\n", encoding="utf-8")
+    write_metrics_json(out_dir / "metrics.json", result, extra={} if step is None else {"step": step})
+    write_class_csv(
+        out_dir / "classes.csv",
+        result,
+        train_image_counts=statistics and _by_id(statistics, statistics.image_counts.tolist()),
+        train_instance_counts=statistics and _by_id(statistics, statistics.instance_counts.tolist()),
+    )
+
+
+def _by_id(statistics: ClassStatistics, values: Sequence[Any]) -> dict[int, Any]:
+    return dict(zip(statistics.category_ids.tolist(), values, strict=True))
+
+
+def _spread(records: list[ImageRecord], count: int) -> list[ImageRecord]:
+    """`count` records at even distances."""
+    if count >= len(records):
+        return records
+    return [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
+
+
+def metric_names(max_detections: int) -> list[str]:
+    """The keys that `run_evaluation` returns."""
+    names = [*_METRICS, *(f"{name}@{max_detections}" for name in _RECALLS)]
+    return [f"{iou_type}/{name}" for iou_type in IOU_TYPES for name in names]
+
+
+def _wait_for_all_hosts() -> None:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("eql_jax results written")
+
+
+def _share_metrics(metrics: Mapping[str, float] | None, max_detections: int) -> dict[str, float]:
+    """Sends the first host's metrics to all, so that every host takes the same checkpoint for the best."""
+    from jax.experimental import multihost_utils
+
+    names = metric_names(max_detections)
+    values = np.array([metrics[name] if metrics else 0.0 for name in names], np.float32)
+    return dict(zip(names, np.asarray(multihost_utils.broadcast_one_to_all(values)).tolist(), strict=True))

@@ -1,0 +1,104 @@
+"""What an evaluation found, as a table for the console, a CSV of the classes and a JSON of the metrics.
+
+The console shows percent, as papers do; files hold shares of 1. No ground truth is '-' on the console, an empty cell in
+the CSV (pandas reads NaN) and null in the JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eql_jax.evaluation.evaluator import EvaluationResult
+
+IOU_TYPE_NAMES = {"bbox": "boxes", "segm": "masks"}
+_COLUMNS = ("all", "rare", "common", "frequent", "small", "medium", "large")
+# Which metric stands under which column; {n} is the limit of detections per image.
+_ROWS = {
+    "AP": ("AP", "APr", "APc", "APf", "APs", "APm", "APl"),
+    "AP50": ("AP50", "AP50r", "AP50c", "AP50f", None, None, None),
+    "AP75": ("AP75", None, None, None, None, None, None),
+    "AR": ("AR@{n}", None, None, None, "ARs@{n}", "ARm@{n}", "ARl@{n}"),
+}
+_LABEL_WIDTH, _COLUMN_WIDTH = 12, 9
+
+
+def _line(label: str, cells: list[str]) -> str:
+    return (label.ljust(_LABEL_WIDTH) + "".join(cell.rjust(_COLUMN_WIDTH) for cell in cells)).rstrip()
+
+
+def format_table(result: EvaluationResult) -> str:
+    """The table of boxes and masks by frequency and size, in percent, with the notes of the evaluation below it."""
+    limit = f"at most {result.max_detections} an image" if result.max_detections >= 0 else "no limit per image"
+    lines = [
+        f"{result.num_images} images, {result.num_annotations} objects, {result.num_detections} detections ({limit}). "
+        "Percent; '-': no ground truth.",
+        "",
+        _line("", list(_COLUMNS)),
+    ]
+    annotated = [c for c in result.classes if c.instances]
+    counts = [len(annotated), *(sum(c.frequency == letter for c in annotated) for letter in "rcf")]
+    lines.append(_line("classes", [str(count) for count in counts]))
+    for iou_type, values in result.metrics.items():
+        lines.append("-" * (_LABEL_WIDTH + _COLUMN_WIDTH * len(_COLUMNS)))
+        for row, names in _ROWS.items():
+            cells = []
+            for name in names:
+                value = None if name is None else values[name.format(n=result.max_detections)]
+                cells.append("" if value is None else "-" if value < 0 else f"{100 * value:.1f}")
+            lines.append(_line(f"{IOU_TYPE_NAMES[iou_type]} {row}", cells))
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join(lines)
+
+
+def write_class_csv(
+    path: str | os.PathLike[str],
+    result: EvaluationResult,
+    *,
+    train_image_counts: Mapping[int, int] | None = None,
+    train_instance_counts: Mapping[int, int] | None = None,
+) -> None:
+    """Writes a row per class.
+
+    Columns: class_id, name, frequency, train_images, train_instances, instances (those evaluated on), and AP and AP50
+    of boxes and masks, as shares of 1. A cell without a value is empty.
+
+    Args:
+      path: the file to write.
+      result: the evaluation.
+      train_image_counts: training images that hold the class, by category id.
+      train_instance_counts: training instances, by category id.
+    """
+    iou_types = list(result.metrics)
+    head = ["class_id", "name", "frequency", "train_images", "train_instances", "instances"]
+    head += [f"{IOU_TYPE_NAMES[iou_type]}_{name}" for iou_type in iou_types for name in ("AP", "AP50")]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for c in result.classes:
+            row: list[Any] = [c.class_id, c.name, c.frequency]
+            row += [(counts or {}).get(c.class_id, "") for counts in (train_image_counts, train_instance_counts)]
+            row.append(c.instances)
+            for iou_type in iou_types:
+                row += ["" if v < 0 else f"{v:.6f}" for v in (c.ap[iou_type], c.ap50[iou_type])]
+            writer.writerow(row)
+
+
+def write_metrics_json(
+    path: str | os.PathLike[str], result: EvaluationResult, *, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the metrics, what they were measured on, and `extra` (the step, say) as JSON; null: no ground truth."""
+    content = {
+        **(extra or {}),
+        "num_images": result.num_images,
+        "num_annotations": result.num_annotations,
+        "num_detections": result.num_detections,
+        "max_detections": result.max_detections,
+        "notes": list(result.notes),
+        "metrics": {t: {name: None if v < 0 else v for name, v in m.items()} for t, m in result.metrics.items()},
+    }
+    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

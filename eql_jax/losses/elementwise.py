@@ -1,0 +1,105 @@
+"""Element-wise losses and the safe division that the other modules of this package share.
+
+All of them compute in float32 at least, whatever the inputs (bfloat16 and float16 are widened first, float64 stays).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+# sigmoid cross-entropy of this logit against target 0, and its gradient, are exactly 0 in float32 and float64. An
+# element that must not count is set to it *before* exp and log, so that not even a NaN in it reaches the gradient.
+_NO_LOSS_LOGIT = -1e4
+
+
+def loss_dtype(x: jax.Array, name: str) -> jnp.dtype:
+    """The type a loss of `x` is computed in: float32, or float64 for float64 input. ValueError if x is not float."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} has dtype {x.dtype}; expected floating point")
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def check_shape(name: str, x: jax.Array, expected: tuple[int, ...], meaning: str) -> None:
+    """Raises ValueError unless x has the expected shape; `meaning` says where that shape comes from."""
+    if x.shape != expected:
+        raise ValueError(f"{name} has shape {x.shape}; expected {expected} ({meaning})")
+
+
+def check_integer_labels(labels: jax.Array) -> None:
+    """Raises ValueError unless labels are integers."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels have dtype {labels.dtype}; expected integer class indices")
+
+
+def check_bool(name: str, x: jax.Array) -> None:
+    """Raises ValueError unless x is bool: a label array passed as a mask would silently count wrong rows."""
+    if x.dtype != jnp.bool_:
+        raise ValueError(f"{name} has dtype {x.dtype}; expected bool")
+
+
+def divide_or_zero(total: jax.Array, count: jax.Array | float) -> jax.Array:
+    """total / count, and 0 (with zero gradient) where count is not positive."""
+    count = jnp.asarray(count, total.dtype)
+    positive = count > 0
+    return jnp.where(positive, total, 0) / jnp.where(positive, count, 1)
+
+
+def sigmoid_bce(logits: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
+    """Sigmoid cross-entropy per element, 0 where not `counted`.
+
+    Args:
+      logits: float [...].
+      targets: [...], bool, or numbers in [0, 1] as probabilities.
+      counted: bool, broadcastable to [...].
+
+    Returns:
+      [...] float32. Exact for any finite logit: max(x, 0) + log(1 + exp(-|x|)) has no overflow and no cancellation.
+    """
+    logits = logits.astype(loss_dtype(logits, "logits"))
+    if targets.dtype == jnp.bool_:
+        # BCE(z, 1) = BCE(-z, 0): one softplus serves both targets.
+        return _softplus(jnp.where(counted, jnp.where(targets, -logits, logits), _NO_LOSS_LOGIT))
+    x = jnp.where(counted, logits, _NO_LOSS_LOGIT)
+    return _softplus(x, minus=x * jnp.where(counted, targets, 0).astype(x.dtype))
+
+
+def _softplus(x: jax.Array, minus: jax.Array | float = 0.0) -> jax.Array:
+    # log(1 + exp(x)) - minus; the subtraction comes before the small term is added, or that would be lost in rounding.
+    # Both selects take the side of x >= 0 at x = 0, so that their derivatives 1 and 1 add up to the sigmoid's .5 there;
+    # jnp.maximum and jnp.abs have derivatives .5 and 1 at 0, which add up to 0.
+    positive = x >= 0
+    return (jnp.where(positive, x, 0) - minus) + jnp.log1p(jnp.exp(-jnp.where(positive, x, -x)))
+
+
+def smooth_l1(predictions: ArrayLike, targets: ArrayLike, *, beta: float = 0.0) -> jax.Array:
+    """Smooth L1 (Huber) loss per element: d^2 / (2 beta) where |d| < beta, |d| - beta / 2 elsewhere.
+
+    Args:
+      predictions: float [...].
+      targets: float [...], same shape.
+      beta: where the quadratic part ends, in units of the inputs; 0 is plain L1 (with gradient 0 at d = 0).
+
+    Returns:
+      [...] float32.
+
+    Raises:
+      ValueError: shapes differ, predictions are not float, or beta is negative.
+    """
+    if beta < 0:
+        raise ValueError(f"beta is {beta}; expected 0 (L1) or a positive number")
+    predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
+    check_shape("targets", targets, predictions.shape, "the shape of predictions")
+    dtype = loss_dtype(predictions, "predictions")
+    difference = predictions.astype(dtype) - targets.astype(dtype)
+    # d sign(d) has derivative 0 at d = 0, PyTorch's convention; that of jnp.abs is 1.
+    distance = difference * jnp.sign(difference)
+    if beta == 0:
+        return distance
+    return jnp.where(distance < beta, (0.5 / beta) * difference * difference, distance - 0.5 * beta)
+
+
+def masked_smooth_l1_sum(predictions: jax.Array, targets: jax.Array, counted: jax.Array, beta: float) -> jax.Array:
+    """Sum of smooth L1 over the rows counted (bool [...]) of [..., 4] arrays; other rows may hold inf or NaN."""
+    counted = counted[..., None]
+    zero = jnp.zeros((), predictions.dtype)
+    return jnp.sum(smooth_l1(jnp.where(counted, predictions, zero), jnp.where(counted, targets, 0), beta=beta))

@@ -1,0 +1,29 @@
+"""The one place that calls `lax.top_k`.
+
+The compiler cannot partition a top-k, so a batch sharded over devices would be gathered on each of them. Callers on a
+mesh wrap what uses this in `jax.shard_map` over the data axis; a selection carries no gradient, which is stopped here.
+"""
+
+from typing import NamedTuple
+
+from jax import Array, lax
+
+
+class TopK(NamedTuple):
+    """The largest entries, falling.
+
+    Attributes:
+      values: [..., k].
+      indices: int32 [..., k] into the last axis. Of equal values the lower index comes first.
+    """
+
+    values: Array
+    indices: Array
+
+
+def top_k(values: Array, k: int) -> TopK:
+    """The min(k, n) largest of `values` [..., n] with their places, without gradient."""
+    best = lax.top_k(lax.stop_gradient(values), min(k, values.shape[-1]))
+    # Without the barrier XLA merges a later slice of the result (say the k-th value) into its "sort and cut" form, no longer
+    # recognises a top-k and sorts everything: 343 ms instead of 17 for 10,000 of 1.2 million on a CPU.
+    return TopK(*lax.optimization_barrier(best))

@@ -1,0 +1,210 @@
+"""Predicts on images with a trained model: LVIS-format results and pictures.
+
+    python -m eql_jax.predict --workdir=runs/NAME --images 'photos/*.jpg' --out predictions
+    python -m eql_jax.predict --workdir=runs/NAME --image_info lvis_v1_image_info_test_dev.json --images COCO --out test
+
+The first form takes any pictures, and numbers them 1, 2, ... in order of name. The second takes the images that an LVIS
+or COCO JSON lists, annotated or not, from the folder --images, and writes the file that the evaluation server wants.
+
+Into --out go results.json (LVIS results; all detections above the config's model.test.score_threshold), images.json
+(which image id is which file, and the categories) and pictures/. An image that cannot be read is reported and skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eql_jax.data.annotations import ImageRecord, load_annotations
+from eql_jax.data.images import ImageError, read_image, read_size
+from eql_jax.data.pipeline import EvalBatches, make_prediction_batches
+from eql_jax.data.transforms import Size
+from eql_jax.data.validation import AnnotationError
+from eql_jax.evaluation.results import Result, ResultWriter
+from eql_jax.evaluation.run import detect
+from eql_jax.training.errors import UserError
+from eql_jax.visualize import ClassLabel, class_labels, draw_detections
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eql_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="directory of a training run, or one checkpoint in it")
+    parser.add_argument(
+        "--images", required=True, nargs="+", help="image files, patterns or folders; with --image_info one folder"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="where to write")
+    parser.add_argument("--image_info", help="LVIS or COCO JSON that lists the images, such as those of the test sets")
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest, a step, or a checkpoint's path")
+    parser.add_argument(
+        "--score_threshold", type=float, default=0.3, help="what is drawn; results hold more (%(default)s)"
+    )
+    parser.add_argument(
+        "--max_pictures", type=int, default=100, help="draw the first so many, 0 for none (%(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=1, help="images of a batch (%(default)s)")
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        parser.error(f"--batch_size is {options.batch_size}, expected 1 or more")
+    if options.max_pictures < 0:
+        parser.error(f"--max_pictures is {options.max_pictures}, expected 0 or more")
+    if options.image_info and len(options.images) != 1:
+        parser.error(
+            f"--images names {len(options.images)} paths; with --image_info it is the one folder of the images"
+        )
+    return options
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """Files, glob patterns (** is recursive) and folders as a list of files, each once, sorted.
+
+    Raises:
+      FileNotFoundError: a pattern matches nothing, or a folder holds no images.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+            if not files:
+                raise FileNotFoundError(f"--images {pattern}: the folder holds no {', '.join(IMAGE_SUFFIXES)} file")
+        else:
+            # A name with brackets is a pattern to glob, but first of all it may be a file's name.
+            files = [path] if path.is_file() else [Path(m) for m in glob.glob(pattern, recursive=True)]
+            files = [file for file in files if file.is_file()]
+            if not files:
+                raise FileNotFoundError(f"--images {pattern}: no such file, and no file matches it as a pattern")
+        found.update(files)
+    return sorted(found)
+
+
+def records_of_image_info(path: str, images_dir: str, class_ids: Sequence[int]) -> list[ImageRecord]:
+    """The images that a JSON lists.
+
+    Raises:
+      AnnotationError: the file cannot be used, or its categories are not those of the model, so that results would be
+        wrong.
+    """
+    annotations = load_annotations(path, images_dir, require_annotations=False)
+    if annotations.report.total:
+        print(annotations.report.summary(), file=sys.stderr)
+    listed = set(annotations.class_ids.tolist())
+    unknown = sorted(set(class_ids) - listed)
+    if unknown:
+        raise AnnotationError(
+            f"{path} has {len(listed)} categories, the model {len(class_ids)}; {len(unknown)} of the model's category "
+            f"ids are not in the file, among them {unknown[:5]}. Take a JSON of the data set the model was trained on"
+        )
+    return annotations.images
+
+
+def _print_skipped(batches: EvalBatches, reported: int) -> int:
+    """Reports what was skipped since `reported`, and returns how many there are by now."""
+    for skipped in batches.skipped[reported:]:
+        print(f"skipped {skipped.path}: {skipped.reason}", file=sys.stderr)
+    return len(batches.skipped)
+
+
+def _draw(record: ImageRecord, results: list[Result], labels: Mapping[int, ClassLabel], options: argparse.Namespace):
+    try:
+        image = read_image(record.path, expected=Size(record.height, record.width) if record.width else None)
+    except ImageError:
+        return  # it was readable a moment ago; its results stand
+    name = f"{record.id:06d}_{record.path.stem}.jpg" if not options.image_info else f"{record.path.stem}.jpg"
+    picture = draw_detections(image, results, labels, score_threshold=options.score_threshold)
+    picture.save(options.out / "pictures" / name, quality=92)
+
+
+def _describe_images(batches: EvalBatches, labels: Mapping[int, ClassLabel]) -> dict[str, Any]:
+    """An image_info JSON of what was predicted on."""
+    skipped = {s.path for s in batches.skipped}
+    images = []
+    for record in batches.records.values():
+        if record.path not in skipped:
+            size = read_size(record.path)
+            images.append({"id": record.id, "file_name": str(record.path), "width": size.width, "height": size.height})
+    categories = [{"id": i, "name": label.name, "frequency": label.letter} for i, label in labels.items()]
+    return {"images": images, "categories": categories}
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Runs the prediction; returns the number of images it was done on."""
+    from eql_jax.models import build_model  # flax takes seconds: after the command line has been looked at
+    from eql_jax.training.checkpoints import load_for_inference
+    from eql_jax.training.eval_step import make_detector
+
+    if Path(options.checkpoint).is_dir():
+        loaded = load_for_inference(options.checkpoint)
+    else:
+        loaded = load_for_inference(options.workdir, checkpoint=options.checkpoint)
+    classes, config = loaded.classes, loaded.config
+    if options.image_info:
+        images: list = records_of_image_info(options.image_info, options.images[0], classes.ids)
+    else:
+        images = find_images(options.images)
+    batches = make_prediction_batches(images, config, batch_size=options.batch_size)
+    reported = _print_skipped(batches, 0)
+    labels = class_labels(classes.ids, classes.names, classes.letters)
+    detector = make_detector(build_model(config, len(classes)), config)
+    print(f"{len(batches.records)} images, {len(classes)} classes, checkpoint of step {loaded.step}")
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.max_pictures:
+        (options.out / "pictures").mkdir(exist_ok=True)
+    count, drawn = 0, 0
+    found = detect(
+        detector,
+        loaded.variables,
+        batches,
+        classes.ids,
+        max_detections=config.eval.max_detections,
+        workers=config.data.workers,
+    )
+    with (
+        ResultWriter(options.out / "results.json") as writer,
+        tqdm(total=len(batches.records), unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar,
+    ):
+        for batch in found:
+            writer.write(batch.results)
+            count += len(batch.image_ids)
+            bar.update(len(batch.image_ids))
+            for image_id in batch.image_ids[: options.max_pictures - drawn]:
+                mine = [result for result in batch.results if result["image_id"] == image_id]
+                _draw(batches.records[image_id], mine, labels, options)
+                drawn += 1
+            reported = _print_skipped(batches, reported)
+    _print_skipped(batches, reported)
+    (options.out / "images.json").write_text(json.dumps(_describe_images(batches, labels)) + "\n", encoding="utf-8")
+    print(f"{writer.count} detections in {count} images: {writer.path}")
+    if len(batches.skipped):
+        print(f"{len(batches.skipped)} images could not be read and were skipped (named above)", file=sys.stderr)
+    if drawn:
+        print(f"{drawn} pictures with detections from {options.score_threshold:g} on: {options.out / 'pictures'}")
+    return count
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0, or 2 when the user has to put something right."""
+    options = parse_arguments(arguments)
+    try:
+        if predict(options):
+            return 0
+        print("error: none of the images could be read", file=sys.stderr)
+    except (UserError, AnnotationError, OSError) as error:  # what users can mend: paths, files, a full disk
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

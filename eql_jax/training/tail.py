@@ -1,0 +1,45 @@
+"""From a config and class statistics to T(f), the tail of the equalization loss.
+
+Shapes: K foreground classes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
+
+from eql_jax.losses import tail_mask_from_letters, tail_ratio, threshold_function
+
+
+class Tail(NamedTuple):
+    """weights: T(f), bool [K] where it is a step (the faster path of the loss), else float32; summary: one line for the
+    log."""
+
+    weights: np.ndarray
+    summary: str
+
+
+def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: ArrayLike) -> Tail:
+    """T(f) as config.model.eql asks for it; all False when the loss is not EQL.
+
+    Args:
+      config: the whole config.
+      letters: K frequency letters of training.
+      image_counts: [K] training images that contain each class.
+    """
+    eql = config.model.eql
+    image_counts = np.asarray(image_counts)
+    if config.model.box_head.loss != "eql":
+        return Tail(np.zeros(len(letters), bool), f"{config.model.box_head.loss} loss: no tail")
+    if eql.tail_by == "letters":
+        weights = tail_mask_from_letters(letters, eql.tail_letters)
+        rule = f"letters {', '.join(eql.tail_letters)}"
+    else:
+        weights = threshold_function(image_counts / eql.num_images, eql.threshold, function=eql.function)
+        weights = weights > 0 if eql.function == "step" else weights
+        rule = f"f < {eql.threshold:g} of {eql.num_images} images, {eql.function}"
+    in_tail = weights > 0
+    ratio = tail_ratio(image_counts, in_tail)
+    summary = f"EQL tail ({rule}): {in_tail.sum()} of {len(in_tail)} classes, tail ratio {100 * ratio:.2f} %"
+    return Tail(weights, summary)

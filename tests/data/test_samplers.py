@@ -1,0 +1,116 @@
+"""Batch plans: epochs, proportions, repeat factors, random access."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eql_jax.data.samplers import Sampler, repeat_factors
+
+TESTDATA = Path(__file__).parents[1] / "testdata"
+
+
+def stream(sampler, steps, bucket=0):
+    """The images of a bucket over a number of steps, in order."""
+    plans = [sampler.batch(step) for step in range(steps)]
+    return np.concatenate([plan.indices for plan in plans if plan.bucket == bucket])
+
+
+def test_every_epoch_is_a_permutation():
+    sampler = Sampler(buckets=[0] * 10, batch_size=4, seed=3)
+    images = stream(sampler, 10)  # four epochs; the batches straddle them
+    for epoch in images.reshape(4, 10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert len({tuple(epoch) for epoch in images.reshape(4, 10).tolist()}) == 4  # each in its own order
+    assert sampler.steps_per_epoch == 2.5
+
+
+def test_every_bucket_has_its_epochs():
+    buckets = np.array([0, 2] * 20 + [0] * 17)
+    sampler = Sampler(buckets=buckets, batch_size=3, seed=0)
+    for bucket in (0, 2):
+        members = np.flatnonzero(buckets == bucket)
+        np.testing.assert_array_equal(sampler.members(bucket), members)
+        images = stream(sampler, 400, bucket)
+        epochs = images.size // members.size
+        assert epochs > 5
+        for epoch in images[: epochs * members.size].reshape(epochs, -1):
+            np.testing.assert_array_equal(np.sort(epoch), members)
+
+
+def test_buckets_have_their_share_at_all_times():
+    """Shares of 70, 25 and 5 %: at any step each bucket is within three batches of its share."""
+    buckets = [0] * 70 + [1] * 25 + [2] * 5
+    sampler = Sampler(buckets=buckets, batch_size=2, seed=11)
+    chosen = np.array([sampler.batch(step).bucket for step in range(2000)])
+    steps = np.arange(1, 2001)
+    for bucket, share in ((0, 0.70), (1, 0.25), (2, 0.05)):
+        assert np.abs(np.cumsum(chosen == bucket) - share * steps).max() < 3
+
+
+def test_random_access():
+    """A plan does not depend on what was asked before, across blocks and epochs."""
+    kwargs = dict(buckets=[0] * 50 + [1] * 30, batch_size=8, seed=5, factors=np.linspace(1, 3, 80))
+    forward = Sampler(**kwargs)
+    steps = [0, 1, 7, 500, 4095, 4096, 5000, 9000]
+    expected = {step: forward.batch(step) for step in range(9001) if step in steps}
+    for step in reversed(steps):
+        plan = Sampler(**kwargs).batch(step)
+        assert plan.bucket == expected[step].bucket
+        np.testing.assert_array_equal(plan.indices, expected[step].indices)
+
+
+def test_seed_decides():
+    plans = [[Sampler(buckets=[0] * 30, batch_size=30, seed=s).batch(0).indices.tolist()] for s in (0, 0, 1)]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_fewer_images_than_the_batch():
+    sampler = Sampler(buckets=[0, 0, 0], batch_size=16, seed=0)
+    counts = np.bincount(np.concatenate([sampler.batch(step).indices for step in range(3)]), minlength=3)
+    assert counts.tolist() == [16, 16, 16]
+    assert Sampler(buckets=[1], batch_size=4, seed=0).batch(9).indices.tolist() == [0, 0, 0, 0]
+
+
+def test_repeats():
+    """An image with factor 2.25 comes twice or three times an epoch, over many epochs 2.25 times on average."""
+    factors = np.array([1.0, 2.25, 1.0, 3.0])
+    sampler = Sampler(buckets=[0] * 4, batch_size=29, seed=2, factors=factors)
+    images = stream(sampler, 500)
+    counts = np.bincount(images, minlength=4)
+    np.testing.assert_allclose(counts / counts[0], factors, rtol=0.02)
+    assert sampler.images_per_epoch == 7.25
+    lengths = [sampler._order(0, epoch).size for epoch in range(40)]
+    assert set(lengths) == {7, 8}
+    for epoch in range(40):
+        per_image = np.bincount(sampler._order(0, epoch), minlength=4)
+        assert per_image[[0, 2, 3]].tolist() == [1, 1, 3]
+        assert per_image[1] in (2, 3)
+
+
+def test_repeat_factors_of_detectron2():
+    """40 images of LVIS v0.5 at four thresholds; three have no class, or only frequent ones."""
+    golden = json.loads((TESTDATA / "data_mapper.json").read_text())["repeat_factors"]
+    classes = [np.array(of_image, np.int64) for of_image in golden["classes"]]
+    for threshold, expected in golden["thresholds"].items():
+        factors = repeat_factors(classes, num_classes=golden["num_classes"], threshold=float(threshold))
+        np.testing.assert_allclose(factors, expected, rtol=1e-6)
+
+
+def test_repeat_factors_by_hand():
+    """Class 0 in all four images, class 1 in one (f = .25), class 2 nowhere; t = 1: sqrt(1 / .25) = 2."""
+    classes = [np.array(c, np.int64) for c in ([0], [0, 0, 1, 1], [0], [0])]
+    np.testing.assert_array_equal(repeat_factors(classes, num_classes=3, threshold=1.0), [1, 2, 1, 1])
+    np.testing.assert_array_equal(repeat_factors([np.array([], np.int64)], num_classes=1, threshold=1.0), [1])
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="no images"):
+        Sampler(buckets=[], batch_size=2, seed=0)
+    with pytest.raises(ValueError, match="repeat factor"):
+        Sampler(buckets=[0, 0], batch_size=2, seed=0, factors=np.array([1.0, 0.5]))
+    with pytest.raises(ValueError, match="batch size"):
+        Sampler(buckets=[0], batch_size=0, seed=0)
+    with pytest.raises(ValueError, match="step"):
+        Sampler(buckets=[0], batch_size=1, seed=0).batch(-1)

@@ -1,0 +1,158 @@
+"""From batches to tables and pictures with a detector that knows the answers."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from synthetic_lvis import HEIGHT, WIDTH
+
+from eql_jax.data.annotations import load_annotations
+from eql_jax.data.categories import class_statistics
+from eql_jax.evaluation.results import load_results
+from eql_jax.evaluation.run import detect, metric_names, run_evaluation
+
+CONFIG = ConfigDict(
+    {"eval": {"max_detections": 300, "pictures": 2}, "log": {"progress": False}, "data": {"workers": 2}}
+)
+SIZE = 28  # of predicted masks
+SCALE = 0.5  # resized images are half as large as files
+
+
+def dataset(tmp_path, *, boxes=5, missing=()):
+    """Rectangles of three classes on grey images, on disk."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    (tmp_path / "images").mkdir()
+    for image_id in range(1, 7):
+        images.append({"id": image_id, "height": HEIGHT, "width": WIDTH, "file_name": f"{image_id:012d}.png"})
+        images[-1] |= {"neg_category_ids": [1, 5, 9], "not_exhaustive_category_ids": []}
+        if image_id not in missing:
+            Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 90)).save(tmp_path / "images" / f"{image_id:012d}.png")
+        for k in range(boxes):
+            w, h = (int(v) for v in rng.integers(20, 60, 2))
+            x, y = int(rng.integers(0, WIDTH - w)), int(rng.integers(0, HEIGHT - h))
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": (1, 5, 9)[k % 3]}
+            annotation |= {"bbox": [x, y, w, h], "area": w * h}
+            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            annotations.append(annotation)
+    categories = [{"id": i, "name": f"rectangle_{i}", "synset": f"r{i}.n.01"} for i in (1, 5, 9)]
+    for category, letter in zip(categories, "rcf", strict=True):
+        category |= {"frequency": letter, "image_count": 6, "instance_count": 10}
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return load_annotations(path, tmp_path / "images")
+
+
+class Batches:
+    """Two images a batch, the last one padded."""
+
+    def __init__(self, annotations, host=0, num_hosts=1):
+        self.records = {record.id: record for record in annotations.images}
+        self._mine = list(self.records)[host::num_hosts]
+        self.skipped = []
+
+    def __iter__(self):
+        for start in range(0, len(self._mine), 4):
+            ids = (self._mine[start : start + 4] + [-1] * 4)[:4]
+            yield {
+                "image": np.zeros((4, 8, 8, 3), np.uint8),
+                "image_id": np.array(ids, np.int64),
+                "image_size": np.tile(np.int32([HEIGHT * SCALE, WIDTH * SCALE]), (4, 1)),
+                "original_size": np.tile(np.int32([HEIGHT, WIDTH]), (4, 1)),
+            }
+
+
+def perfect_detector(annotations):
+    """Answers with the ground truth; `variables` is how many of each image's objects it misses."""
+    by_id = {record.id: record.objects for record in annotations.images}
+
+    def detector(variables, batch):
+        rows = len(batch["image_id"])
+        out = {
+            "boxes": np.zeros((rows, 8, 4), np.float32),
+            "scores": np.zeros((rows, 8), np.float32),
+            "classes": np.full((rows, 8), -1, np.int32),
+            "masks": np.ones((rows, 8, SIZE, SIZE), np.float32),
+            "exact": np.ones(rows, bool),
+        }
+        for row, image_id in enumerate(batch["image_id"].tolist()):
+            if image_id in by_id:
+                objects = by_id[image_id]
+                n = objects.size - variables["misses"]
+                out["boxes"][row, :n] = objects.boxes[:n] * SCALE
+                out["classes"][row, :n] = objects.classes[:n]
+                out["scores"][row, :n] = np.linspace(0.9, 0.5, n)
+        return out
+
+    return detector
+
+
+def test_perfect_detections_on_one_host(tmp_path):
+    annotations = dataset(tmp_path)
+    lines = []
+    metrics = run_evaluation(
+        perfect_detector(annotations),
+        {"misses": 0},
+        Batches(annotations),
+        annotations,
+        CONFIG,
+        tmp_path / "out",
+        statistics=class_statistics(annotations, "train_annotations"),
+        step=40,
+        log=lines.append,
+    )
+    assert sorted(metrics) == sorted(metric_names(300))
+    for name in ("segm/AP", "bbox/AP", "segm/APr", "bbox/AP50f", "segm/AR@300"):
+        assert metrics[name] == pytest.approx(1, abs=1e-9), name
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {
+        "results.host0000.json",
+        "results.json",
+        "metrics.json",
+        "table.txt",
+        "classes.csv",
+        "pictures",
+    }
+    assert len(load_results(out / "results.json")) == 30
+    assert json.loads((out / "metrics.json").read_text())["step"] == 40
+    assert "masks AP " in (out / "table.txt").read_text() and any("masks AP " in line for line in lines)
+    first = (out / "classes.csv").read_text().splitlines()[1]
+    assert first.startswith("1,rectangle_1,r,6,12,12,1.0")
+    pictures = sorted((out / "pictures").iterdir())
+    assert [p.name for p in pictures] == ["000000000001.png", "000000000006.png"]
+    with Image.open(pictures[0]) as picture:
+        assert picture.width > 2 * 640
+
+
+def test_missing_files_and_detections_show(tmp_path):
+    annotations = dataset(tmp_path, missing=(4,))
+    lines = []
+    metrics = run_evaluation(
+        perfect_detector(annotations),
+        {"misses": 1},
+        Batches(annotations),
+        annotations,
+        CONFIG,
+        tmp_path / "out",
+        pictures=0,
+        log=lines.append,
+    )
+    assert metrics["bbox/AR@300"] == pytest.approx((1 + 0.5 + 1) / 3, abs=1e-9)  # class 5 has lost one of two
+    assert any("1 of the 6 images" in line and "not evaluated" in line for line in lines)
+    assert not (tmp_path / "out" / "pictures").exists()
+
+
+def test_results_keep_the_order_of_batches(tmp_path):
+    annotations = dataset(tmp_path)
+    detector = perfect_detector(annotations)
+    found = list(detect(detector, {"misses": 0}, Batches(annotations), [1, 5, 9], max_detections=2, workers=3))
+    assert [b.image_ids for b in found] == [[1, 2, 3, 4], [5, 6]]
+    assert [r["image_id"] for b in found for r in b.results] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+
+
+def test_error_in_a_thread_is_raised(tmp_path):
+    annotations = dataset(tmp_path)
+    with pytest.raises(ValueError, match="there are 2 category ids"):
+        list(detect(perfect_detector(annotations), {"misses": 0}, Batches(annotations), [1, 5], max_detections=9))
