@@ -12,25 +12,25 @@ Exit status: 0 done, or stopped by Ctrl-C or SIGTERM with the state saved; 2 som
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from configs import base
 
-from eql_jax.data.annotations import Annotations, load_annotations
-from eql_jax.data.categories import class_statistics
+from configs import base
 from eql_jax.data.pipeline import make_eval_batches, make_train_iterator
-from eql_jax.data.supershapes import ensure_supershapes
+from eql_jax.data.validation import AnnotationError
 from eql_jax.evaluation.run import run_evaluation
 from eql_jax.models import build_model, init_model, trainable_mask
 from eql_jax.training import config as config_lib
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import Checkpoints, find_checkpoint, load_for_inference
-from eql_jax.training.compatibility import Classes, check_categories, is_architecture
+from eql_jax.training.checkpoints import Checkpoints, load_for_inference
+from eql_jax.training.compatibility import Classes, check_architecture
 from eql_jax.training.compile_cache import enable_compile_cache
 from eql_jax.training.disk import check_writable, write_atomically
 from eql_jax.training.errors import ConfigError, NonFiniteLossError, UserError
 from eql_jax.training.eval_step import make_detector
+from eql_jax.training.inputs import load_data, load_validation
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize
@@ -42,29 +42,161 @@ from eql_jax.training.warm_start import init_from
 LOG = logging.getLogger("eql_jax.train")
 
 
+def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    # ------------------------------------------------------------------------------------------------ config, devices
+    workdir = options.workdir
+    config = config_lib.load_config(config_source(options), overrides, base=base.get_config())
+    mesh = mesh_lib.make_mesh(config)
+    mesh_lib.check_batch_sizes(config, mesh)
+    check_writable(workdir)
+    host, num_hosts = jax.process_index(), jax.process_count()
+    LOG.info("%s on %d x %s", config.name, jax.device_count(), jax.devices()[0].device_kind)
+
+    # ------------------------------------------------------------------------------------------------ data
+    data = load_data(config)
+    classes = Classes.of(data.statistics)
+
+    # ------------------------------------------------------------------------------------------------ model, optimizer
+    model = build_model(config, len(classes))
+    key = jax.random.key(config.seed)
+    params = jax.eval_shape(lambda: init_model(model, key))["params"]
+    trainable = trainable_mask(params, config)
+    optimizer = make_optimizer(config, params, trainable=trainable)
+    LOG.info(summarize(params, config, trainable=trainable))
+
+    def initialise():
+        return create_state(init_model(model, key), optimizer.transform, ema=config.optimizer.ema_decay > 0)
+
+    state = jax.jit(initialise, out_shardings=mesh_lib.replicated(mesh))()
+    tail = make_tail(config, letters=classes.letters, image_counts=data.statistics.image_counts)
+    LOG.info(tail.summary)
+    step_function = make_train_step(model, optimizer.transform, config, tail.weights, mesh)
+
+    with Checkpoints(workdir, config, classes) as checkpoints:
+        # -------------------------------------------------------------------------------------------- where to start
+        if checkpoints.latest_step() is not None:
+            state = checkpoints.restore(state)
+            LOG.info("going on from step %d of %s", state.step, workdir)
+        elif config.train.init_from:
+            state = init_from(state, config.train.init_from)
+        if host == 0:
+            write_atomically(workdir / "config.json", config_lib.to_json(config))
+            write_atomically(workdir / "versions.json", config_lib.versions_json())
+
+        # -------------------------------------------------------------------------------------------- evaluation
+        detector = make_detector(model, config, mesh_lib.local_mesh())
+
+        def evaluate(state):
+            return run_evaluation(
+                detector,
+                mesh_lib.to_local_devices({"params": state.eval_params, "batch_stats": state.batch_stats}),
+                make_eval_batches(data.val, config, host=host, num_hosts=num_hosts),
+                data.val,
+                config,
+                workdir / "evaluation",
+                statistics=data.statistics,
+                class_ids=classes.ids,
+                step=int(state.step),
+                host=host,
+                num_hosts=num_hosts,
+                pictures=None if state.step == config.train.steps else 0,
+                pictures_dir=workdir / "pictures",
+                log=writer.message,
+            )
+
+        # -------------------------------------------------------------------------------------------- training
+        iterators = []
+
+        def make_batches(start_step):
+            iterators.append(
+                make_train_iterator(data.train, config, start_step=start_step, host=host, num_hosts=num_hosts)
+            )
+            return iterators[-1]
+
+        with MetricWriter(workdir, config, start_step=int(state.step), enabled=host == 0) as writer:
+            result = train(
+                state=state,
+                step_function=step_function,
+                make_batches=make_batches,
+                config=config,
+                mesh=mesh,
+                checkpoints=checkpoints,
+                writer=writer,
+                schedule=optimizer.schedule,
+                evaluate=None if data.val is None else evaluate,
+            )
+    for summary in (iterator.report.summary() for iterator in iterators):
+        if summary:
+            LOG.warning("%s", summary)
+    step, command = int(result.state.step), f"python train.py --workdir={workdir}"
+    LOG.info(f"stopped at step {step}; to go on: {command}" if result.stopped else f"done: step {step} in {workdir}")
+
+
+def run_evaluation_mode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    # ------------------------------------------------------------------------------------------------ checkpoint
+    found = load_for_inference(options.workdir, checkpoint=options.checkpoint)
+    config = config_lib.load_config(options.config or found.config, overrides, base=base.get_config())
+    check_architecture(found.config, config, where=f"checkpoint of step {found.step} in {options.workdir}")
+    mesh_lib.check_batch_sizes(config)
+
+    # ------------------------------------------------------------------------------------------------ data
+    val = load_validation(config, found.classes)
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+    model = build_model(config, len(found.classes))
+    out = options.out or options.workdir / f"evaluation_{val.raw.stem}"
+    check_writable(out)
+    LOG.info("step %d of %s on %s", found.step, options.workdir, val.raw)
+    run_evaluation(
+        make_detector(model, config, mesh_lib.local_mesh()),
+        mesh_lib.to_local_devices(found.variables),
+        make_eval_batches(val, config, host=jax.process_index(), num_hosts=jax.process_count()),
+        val,
+        config,
+        out,
+        statistics=found.classes.statistics,
+        class_ids=found.classes.ids,
+        step=found.step,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+    )
+    LOG.info("results are in %s", out)
+
+
 # ---------------------------------------------------------------------------------------------------- command line
+def config_source(options: argparse.Namespace) -> str | Path:
+    stored = options.workdir / "config.json"
+    if options.config is None and not stored.is_file():
+        raise ConfigError(f"--config is missing, and {options.workdir} has no config.json of an earlier run")
+    return options.config or stored
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", help="Python file with get_config(); default: the config.json of the workdir")
+    parser.add_argument("--config", help="Python file with get_config(); default: the config of the workdir's run")
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--mode", choices=("train", "eval"), default="train")
-    parser.add_argument("--checkpoint", default="best", help="for --mode=eval: best, latest or a step")
-    parser.add_argument("--out", type=Path, help="for --mode=eval: where results go; default: WORKDIR/evaluation")
-    parser.add_argument("--distributed", action="store_true", help="several hosts: call jax.distributed.initialize()")
+    parser.add_argument("--checkpoint", default="best", help="for --mode=eval: best (default), latest or a step")
+    parser.add_argument("--out", type=Path, help="for --mode=eval; default: WORKDIR/evaluation_NAME of the annotations")
+    parser.add_argument("--distributed", action="store_true", help="several hosts: calls jax.distributed.initialize()")
     options, overrides = parser.parse_known_args()
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("eql_jax").setLevel(logging.INFO)
+    if options.distributed:
+        jax.distributed.initialize()
+    logging.basicConfig(format="%(message)s", force=True)  # some import has set one up already
+    logging.getLogger("eql_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    enable_compile_cache()
     try:
-        if options.mode == "train":
-            run_training(options, overrides)
-        else:
-            run_evaluation_mode(options, overrides)
+        {"train": run_training, "eval": run_evaluation_mode}[options.mode](options, overrides)
     except NonFiniteLossError as e:
         sys.exit(f"error: {e}")  # status 1
-    except (UserError, ConfigError) as e:
+    except (UserError, AnnotationError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

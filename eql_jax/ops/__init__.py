@@ -1,0 +1,39 @@
+"""Pure functions on arrays that detectors are built from; they need jax and numpy alone.
+
+Each works on one image and has static shapes; `jax.vmap` gives the batch. Padding is marked by masks called `valid`.
+Results that only select (labels, samples, kept boxes) carry no gradient, as detectron2 detaches them.
+"""
+
+from eql_jax.ops.anchors import pyramid_anchors
+from eql_jax.ops.boxes import area, clip_boxes, decode_boxes, encode_boxes, nonempty, pairwise_ioa, pairwise_iou
+from eql_jax.ops.detections import Detections, select_detections
+from eql_jax.ops.matching import Matches, match_boxes
+from eql_jax.ops.nms import NMSResult, nms, nms_sorted
+from eql_jax.ops.proposals import Proposals, select_proposals
+from eql_jax.ops.sampling import RoISample, sample_anchors, sample_rois
+from eql_jax.ops.topk import TopK, top_k
+
+__all__ = [
+    "Detections",
+    "Matches",
+    "NMSResult",
+    "Proposals",
+    "RoISample",
+    "TopK",
+    "area",
+    "clip_boxes",
+    "decode_boxes",
+    "encode_boxes",
+    "match_boxes",
+    "nms",
+    "nms_sorted",
+    "nonempty",
+    "pairwise_ioa",
+    "pairwise_iou",
+    "pyramid_anchors",
+    "sample_anchors",
+    "sample_rois",
+    "select_detections",
+    "select_proposals",
+    "top_k",
+]

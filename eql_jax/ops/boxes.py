@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# exp() of a larger log-scale would blow a stride-16 cell up to more than 1000 pixels (detectron2: _DEFAULT_SCALE_CLAMP).
+# exp() of a larger log-scale would blow a stride-16 cell up to over 1000 pixels (detectron2: _DEFAULT_SCALE_CLAMP).
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 

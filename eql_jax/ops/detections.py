@@ -2,9 +2,9 @@
 
 Shapes: R proposals, K foreground classes, D = max_detections, C = candidates.
 
-A low threshold over many classes leaves up to R * K pairs (1.2 million at 1203 classes) for NMS. Only the C best pairs are
-decoded and looked at here. Greedy NMS takes pairs by falling score, so the result is that of all pairs whenever D were
-kept, or when no pair over the threshold was left out; `Detections.exact` says whether that holds.
+A low threshold over many classes leaves up to R * K pairs (1.2 million at 1203 classes) for NMS. Only the C best pairs
+are decoded and looked at here. Greedy NMS takes pairs by falling score, so the result is that of all pairs whenever D
+were kept, or when no pair over the threshold was left out; `Detections.exact` says whether that holds.
 """
 
 from typing import NamedTuple
@@ -51,8 +51,8 @@ def select_detections(
     """The best detections of an image (detectron2 `fast_rcnn_inference`).
 
     Args:
-      scores: [R, K] probabilities of the foreground classes (softmax heads: without the background column). Equal scores
-        are ordered by proposal, then class.
+      scores: [R, K] probabilities of the foreground classes (softmax heads: without the background column). Equal
+        scores are ordered by proposal, then class.
       deltas: [R, K, 4], or [R, 1, 4] for class-agnostic boxes.
       proposals: [R, 4].
       image_size: (h, w) of the image without its padding.
@@ -64,8 +64,8 @@ def select_detections(
       candidates: C, pairs that enter NMS at most.
 
     Returns:
-      `Detections`, without gradient. Boxes that clipping made empty are still among them: detectron2 drops them after the
-      final scaling to the original image, and so should the caller.
+      `Detections`, without gradient. Boxes that clipping made empty are still among them: detectron2 drops them after
+      the final scaling to the original image, and so should the caller.
 
     Raises:
       ValueError: if the shapes do not fit.
@@ -73,8 +73,8 @@ def select_detections(
     num_proposals, num_classes = scores.shape
     if deltas.shape not in ((num_proposals, num_classes, 4), (num_proposals, 1, 4)):
         raise ValueError(
-            f"deltas must be [R, K, 4] or [R, 1, 4] for scores [R, K] = {scores.shape}, got {deltas.shape}; reshape the "
-            "predictor's [R, 4K] first"
+            f"deltas must be [R, K, 4] or [R, 1, 4] for scores [R, K] = {scores.shape}, got {deltas.shape}; reshape "
+            "the predictor's [R, 4K] first"
         )
     scores, deltas, proposals = lax.stop_gradient((scores.astype(jnp.float32), deltas, proposals))
     # Also takes NaN out of the way, which a top-k would put first.

@@ -2,8 +2,8 @@
 
 Shapes: N anchors or proposals of one image, G ground-truth boxes (padded).
 
-Memory is O(N): the N x G overlaps (a third of a gigabyte for a large image) never exist. A loop goes over the ground truth
-that is there and keeps the running best of every box.
+Memory is O(N): the N x G overlaps (a third of a gigabyte for a large image) never exist. A loop goes over the ground
+truth that is there and keeps the running best of every box.
 """
 
 from typing import NamedTuple
@@ -26,8 +26,8 @@ class Matches(NamedTuple):
 
     Attributes:
       labels: int32 [N]: 1 object, 0 background, -1 takes no part.
-      matched_index: int32 [N] into the ground truth: the one of highest IoU, of equal ones the first. Meaningless (but in
-        range) for boxes that meet none.
+      matched_index: int32 [N] into the ground truth: the one of highest IoU, of equal ones the first. Meaningless (but
+        in range) for boxes that meet none.
       iou: float32 [N] with that ground truth; 0 if there is none.
     """
 
@@ -40,8 +40,8 @@ class Matches(NamedTuple):
 def _batch_max(value: Array) -> Array:
     """The identity; under vmap the maximum over the batch, the same for all.
 
-    As the bound of a loop this keeps the loop's predicate unbatched. A batched one would make XLA select between old and
-    new state of every image at every step, which costs as much as the step.
+    As the bound of a loop this keeps the loop's predicate unbatched. A batched one would make XLA select between old
+    and new state of every image at every step, which costs as much as the step.
     """
     return value
 
@@ -65,8 +65,8 @@ def match_boxes(
 ) -> Matches:
     """Labels boxes by their overlap with the ground truth (detectron2 Matcher; Faster R-CNN, section 3.1.2).
 
-    A box is an object if its best IoU is at least `positive_iou`, background if it is below `negative_iou`, and takes no
-    part in between. Anchors are matched with (0.7, 0.3, low_quality=True), proposals with (0.5, 0.5).
+    A box is an object if its best IoU is at least `positive_iou`, background if it is below `negative_iou`, and takes
+    no part in between. Anchors are matched with (0.7, 0.3, low_quality=True), proposals with (0.5, 0.5).
 
     Args:
       boxes: [N, 4] anchors or proposals.
@@ -76,9 +76,9 @@ def match_boxes(
         or more in one of them and is not positive is labelled -1.
       boxes_valid: bool [N]; other boxes are labelled -1 and are nobody's best.
       positive_iou, negative_iou: thresholds, negative_iou <= positive_iou.
-      low_quality: also make positive, for every ground truth, the boxes of its highest IoU, all of them if several share
-        it exactly. They keep their own best ground truth as match, which may be another. A ground truth that meets no box
-        makes none positive (detectron2 would take every box of IoU 0).
+      low_quality: also make positive, for every ground truth, the boxes of its highest IoU, all of them if several
+        share it exactly. They keep their own best ground truth as match, which may be another. A ground truth that
+        meets no box makes none positive (detectron2 would take every box of IoU 0).
 
     Returns:
       `Matches`, without gradient.

@@ -5,14 +5,14 @@ Shapes: n candidates, M = max_output, S = block_size.
 Greedy NMS goes through the candidates by falling score and keeps one unless a kept box of the same group overlaps it by
 more than the threshold. Here a block of S candidates is decided at a time: first against the M boxes kept so far, then
 among themselves. The second part is a triangular system of "kept unless an earlier kept one suppresses me", whose only
-solution is reached by iterating from "all kept"; after t rounds the first t are final, and a few rounds do. The loop ends
-when M are kept or the candidates are used up. No candidate is approximated at any threshold.
+solution is reached by iterating from "all kept"; after t rounds the first t are final, and a few rounds do. The loop
+ends when M are kept or the candidates are used up. No candidate is approximated at any threshold.
 
 Groups (classes, pyramid levels) are compared for equality. The common trick of shifting the boxes of every class by
 class * image size rounds coordinates: with 1203 classes to an eighth of a pixel.
 
-The same code serves CPU, GPU and TPU. On a CPU, 1000 of 9000 candidates: 4 to 7 ms for S = 32 to 256, 7 ms one at a time,
-20 ms with the textbook loop that strikes out all candidates a new box suppresses.
+The same code serves CPU, GPU and TPU. On a CPU, 1000 of 9000 candidates: 4 to 7 ms for S = 32 to 256, 7 ms one at a
+time, 20 ms with the textbook loop that strikes out all candidates a new box suppresses.
 """
 
 from typing import NamedTuple

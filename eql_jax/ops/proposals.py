@@ -45,8 +45,8 @@ def select_proposals(
 ) -> Proposals:
     """The best proposals of an image (detectron2 `find_top_rpn_proposals`).
 
-    On every level the `pre_nms` highest logits are decoded, clipped to the image and dropped if a side is not longer than
-    `min_size`; NMS works within each level; of what all levels keep, the `post_nms` highest logits remain.
+    On every level the `pre_nms` highest logits are decoded, clipped to the image and dropped if a side is not longer
+    than `min_size`; NMS works within each level; of what all levels keep, the `post_nms` highest logits remain.
 
     Args:
       logits: per level [n_l], any float type.
@@ -83,8 +83,8 @@ def select_proposals(
     usable = jnp.all(jnp.isfinite(boxes), axis=-1) & jnp.isfinite(scores)
     boxes = box_ops.clip_boxes(boxes, image_size)
     usable &= box_ops.nonempty(boxes, min_size=min_size)
-    # Greedy NMS over all levels at once, by falling logit, with levels as groups: its first P are the best P of the levels'
-    # own results, and it stops when it has them.
+    # Greedy NMS over all levels at once, by falling logit, with levels as groups: its first P are the best P of the
+    # levels' own results, and it stops when it has them.
     kept = nms(boxes, scores, iou_threshold=iou_threshold, max_output=post_nms, valid=usable, groups=levels)
     return Proposals(
         boxes=jnp.where(kept.valid[:, None], boxes[kept.indices], 0),

@@ -138,27 +138,28 @@ def _grid(rois, output_size, sampling_ratio, max_samples) -> _Grid:
     return _Grid(rows, columns, jnp.max(rows * columns, initial=0))
 
 
-class _Corner(NamedTuple):
-    index: jax.Array  # int32 [B, R, S, S], row of the flat pyramid
-    weight: jax.Array  # float32 [B, R, S, S]
+class _Corners(NamedTuple):
+    """The four feature pixels around one sample of every bin."""
+
+    index: jax.Array  # int32 [4, B, R, S, S], row of the flat pyramid
+    weight: jax.Array  # float32 [4, B, R, S, S]
 
 
-def _corners(rois: _PlacedRois, grid: _Grid, sample, output_size: int) -> list[_Corner]:
-    """The four feature pixels around sample number `sample` of every bin."""
+def _corners(rois: _PlacedRois, grid: _Grid, sample, output_size: int) -> _Corners:
+    """Corners of sample number `sample`; weight 0 for RoIs that have fewer samples."""
     columns = jnp.maximum(grid.columns, 1)
     row, column = sample // columns, sample % columns
     count = grid.rows * grid.columns
-    share = jnp.where(sample < count, 1.0 / jnp.maximum(count, 1), 0.0)
+    share = jnp.where(sample < count, 1.0 / jnp.maximum(count, 1), 0.0)[..., None, None]
     y = _axis(rois.y1, rois.bin_height, row, jnp.maximum(grid.rows, 1), rois.height, output_size)
     x = _axis(rois.x1, rois.bin_width, column, columns, rois.width, output_size)
     offset, width = rois.offset[..., None, None], rois.width[..., None, None]
-    share = share[..., None, None]
-    corners = []
+    index, weight = [], []
     for y_index, y_weight in y:
         for x_index, x_weight in x:
-            index = offset + y_index[..., :, None] * width + x_index[..., None, :]
-            corners.append(_Corner(index, share * y_weight[..., :, None] * x_weight[..., None, :]))
-    return corners
+            index.append(offset + y_index[..., :, None] * width + x_index[..., None, :])
+            weight.append(share * y_weight[..., :, None] * x_weight[..., None, :])
+    return _Corners(jnp.stack(index), jnp.stack(weight))
 
 
 def _axis(start, bin_size, sample, samples, size, output_size):
@@ -178,15 +179,15 @@ def _pool(pyramid, rois, output_size, sampling_ratio, max_samples):
     """[B, T, C] and RoIs -> [B, R, S, S, C]."""
     grid = _grid(rois, output_size, sampling_ratio, max_samples)
 
-    def add_sample(sample, total):
-        for corner in _corners(rois, grid, sample, output_size):
+    def add(total, corners):
+        for index, weight in zip(*corners, strict=True):
             # Batched over B (not one index over B T rows), so that images spread over devices stay where they are.
-            rows = jax.vmap(lambda image, index: image.at[index].get(mode="promise_in_bounds"))(pyramid, corner.index)
-            total = total + rows.astype(jnp.float32) * corner.weight[..., None]
+            rows = jax.vmap(lambda image, index: image.at[index].get(mode="promise_in_bounds"))(pyramid, index)
+            total = total + rows.astype(jnp.float32) * weight[..., None]
         return total
 
     shape = (*rois.x1.shape, output_size, output_size, pyramid.shape[-1])
-    return _for_each_sample(grid, add_sample, jnp.zeros(shape, jnp.float32)).astype(pyramid.dtype)
+    return _accumulate(rois, grid, output_size, add, jnp.zeros(shape, jnp.float32)).astype(pyramid.dtype)
 
 
 def _pool_forward(pyramid, rois, output_size, sampling_ratio, max_samples):
@@ -214,27 +215,29 @@ def _pool_backward(output_size, sampling_ratio, max_samples, residuals, grad):
     grid = _grid(rois, output_size, sampling_ratio, max_samples)
     grad = grad.astype(jnp.float32)
 
-    def add_sample(sample, total):
-        for corner in _corners(rois, grid, sample, output_size):
-            rows = grad * corner.weight[..., None]
-            total = jax.vmap(lambda image, index, row: image.at[index].add(row, mode="promise_in_bounds"))(
-                total, corner.index, rows
-            )
-        return total
+    def add_one(total, corner):
+        rows = grad * corner.weight[..., None]
+        scatter = jax.vmap(lambda image, index, row: image.at[index].add(row, mode="promise_in_bounds"))
+        return scatter(total, corner.index, rows), None
 
-    total = _for_each_sample(grid, add_sample, jnp.zeros(like.shape, jnp.float32))
+    # A loop, because unrolled scatters keep all their operands alive: on a CPU a fifth of the time and a tenth of the
+    # memory.
+    def add(total, corners):
+        return lax.scan(add_one, total, corners)[0]
+
+    total = _accumulate(rois, grid, output_size, add, jnp.zeros(like.shape, jnp.float32))
     return total.astype(like.dtype), None
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
 
 
-def _for_each_sample(grid: _Grid, add_sample, total):
+def _accumulate(rois, grid, output_size, add, total):
+    """total = add(total, corners) over all samples: all at once if their number is static, else one by one."""
     if isinstance(grid.most, int):
-        for sample in range(grid.most):
-            total = add_sample(sample, total)
-        return total
-    return lax.fori_loop(0, grid.most, add_sample, total)
+        samples = [_corners(rois, grid, sample, output_size) for sample in range(grid.most)]
+        return add(total, jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *samples))
+    return lax.fori_loop(0, grid.most, lambda i, total: add(total, _corners(rois, grid, i, output_size)), total)
 
 
 def _check(features, boxes, strides, output_size, sampling_ratio, max_samples) -> None:

@@ -15,8 +15,8 @@ from jax import Array
 from eql_jax.ops.matching import IGNORED, NEGATIVE, POSITIVE
 from eql_jax.ops.topk import top_k
 
-# 'random': uniformly without replacement. 'spread': evenly through the list, k of n at floor(i * n / k): no randomness, for
-# comparison with stored results.
+# 'random': uniformly without replacement. 'spread': evenly through the list, k of n at floor(i * n / k): no randomness,
+# for comparison with stored results.
 Rule = Literal["random", "spread"]
 
 
@@ -26,8 +26,8 @@ class RoISample(NamedTuple):
     Attributes:
       indices: int32 [num] into the candidates; 0 in padding.
       valid: bool [num].
-      foreground: bool [num]. True only within the first int(num * positive_fraction) rows: heads that need the foreground
-        alone (masks) take that static slice.
+      foreground: bool [num]. True only within the first int(num * positive_fraction) rows: heads that need the
+        foreground alone (masks) take that static slice.
     """
 
     indices: Array

@@ -23,7 +23,8 @@ class TopK(NamedTuple):
 
 def top_k(values: Array, k: int) -> TopK:
     """The min(k, n) largest of `values` [..., n] with their places, without gradient."""
-    best = lax.top_k(lax.stop_gradient(values), min(k, values.shape[-1]))
-    # Without the barrier XLA merges a later slice of the result (say the k-th value) into its "sort and cut" form, no longer
-    # recognises a top-k and sorts everything: 343 ms instead of 17 for 10,000 of 1.2 million on a CPU.
-    return TopK(*lax.optimization_barrier(best))
+    best, indices = lax.top_k(lax.stop_gradient(values), min(k, values.shape[-1]))
+    # Without barriers XLA merges a later slice of the result (say the k-th value) into its "sort and cut" form, no longer
+    # recognises a top-k and sorts everything: 343 ms instead of 17 for 10,000 of 1.2 million on a CPU. They are two
+    # because one barrier over the pair crashes XLA's TopkDecomposer inside a shard_map (jaxlib 0.10.2).
+    return TopK(lax.optimization_barrier(best), lax.optimization_barrier(indices))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from eql_jax.data.annotations import Category
 from eql_jax.data.categories import ClassStatistics
 from eql_jax.training.config import differences
 from eql_jax.training.errors import CheckpointError
@@ -92,24 +94,34 @@ def check_classes(saved: Classes, own: Classes, path: Path) -> None:
         LOG.warning("%d classes have another frequency letter than in checkpoint %s", changed, path)
 
 
-def is_architecture(key: str) -> bool:
-    """Whether parameters learned under one value of config field `key` make no sense under another."""
-    return key.startswith("model.") and not key.startswith("model.test.")
+def check_categories(classes: Classes, categories: Iterable[Category], *, where: str | Path) -> None:
+    """Raises CheckpointError unless every category of the file `where` is a class of the model, by id and name."""
+    known = dict(zip(classes.ids, classes.names, strict=True))
+    faults = [f"id {c.id} {c.name!r}" for c in categories if known.get(c.id) != c.name]
+    if faults:
+        raise CheckpointError(
+            f"{where} has {len(faults)} categories that are not among the model's {len(classes)} classes (by id and "
+            f"name): {', '.join(faults[:5])}{', ...' if len(faults) > 5 else ''}. Use annotations of the same data set"
+        )
+
+
+def check_architecture(saved: ConfigDict, own: ConfigDict, *, where: str | Path) -> None:
+    """Raises CheckpointError, listing them, where `model.*` fields differ. `model.test.*` may: nothing learned hangs on
+    it.
+    """
+    changed = {k: v for k, v in differences(saved, own).items() if k.startswith("model.")}
+    lines = [f"  {k}: {old!r} -> {new!r}" for k, (old, new) in changed.items() if not k.startswith("model.test.")]
+    if lines:
+        raise CheckpointError(
+            "\n".join([f"{where} is of another model (checkpoint -> now):", *lines])
+            + "\nUse the old values, another --workdir, or config.train.init_from to start from its weights"
+        )
 
 
 def check_config(saved: ConfigDict, own: ConfigDict, path: Path) -> None:
-    """Raises CheckpointError where a `model.*` field differs; other differences are logged, key: old -> new.
-
-    `model.test.*` may differ: it does not change what is learned.
-    """
-    changed = differences(saved, own)
-    lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
-    model = [line for key, line in zip(changed, lines, strict=True) if is_architecture(key)]
-    if model:
-        raise CheckpointError(
-            "\n".join([f"checkpoint {path} is of another model (checkpoint -> now):", *model])
-            + "\nUse the old values, another --workdir, or config.train.init_from to start from its weights"
-        )
+    """Raises CheckpointError as `check_architecture`; other differences are logged, key: old -> new."""
+    check_architecture(saved, own, where=f"checkpoint {path}")
+    lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in differences(saved, own).items()]
     if lines:
         LOG.warning("%s", "\n".join([f"the config differs from that of checkpoint {path} (was -> now):", *lines]))
 

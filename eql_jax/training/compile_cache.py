@@ -32,7 +32,8 @@ def _processor() -> str:
     text = platform.machine() + platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        text += "".join(next((x for x in lines if x.startswith(key)), "") for key in ("model name", "flags", "Features"))
+        for key in ("model name", "flags", "Features"):
+            text += next((line for line in lines if line.startswith(key)), "")
     except OSError:
         pass
     return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

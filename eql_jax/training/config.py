@@ -27,12 +27,12 @@ OVERRIDE = re.compile(r"--?(?:no)?config\.(?P<key>[^=]+)(?:=(?P<value>.*))?", re
 FREE_SECTIONS = ("data.supershapes",)  # sections whose keys are arguments of a function, which checks them itself
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = (), *, base: ConfigDict) -> ConfigDict:
+def load_config(source: str | Path | ConfigDict, overrides: Sequence[str] = (), *, base: ConfigDict) -> ConfigDict:
     """Loads a config, applies command-line overrides and checks the result.
 
     Args:
         source: a Python file with `get_config()` ('file.py:text' calls `get_config('text')`), or the config.json of a
-            workdir.
+            workdir, or a config that is loaded already.
         overrides: command-line words, '--config.a.b=value' or '--config.a.b', 'value'; '--noconfig.a.b' is False.
         base: the config that has every field; a key beside it is an error.
 
@@ -42,9 +42,10 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, base: Conf
     Raises:
         ConfigError: no such file, a faulty file, an unknown key, a value of the wrong type or out of range.
     """
-    config = _read(source)
+    config = source.copy_and_resolve_references() if isinstance(source, ConfigDict) else _read(source)
+    config.unlock()
     overrides = list(overrides)
-    _check_known(config, base, str(source))
+    _check_known(config, base, "the config" if isinstance(source, ConfigDict) else str(source))
     _check_overrides(config, overrides)
     overrides = _apply_free(config, overrides)
     try:
@@ -104,6 +105,11 @@ def versions() -> dict[str, Any]:
     found["processes"] = jax.process_count()
     found["git_commit"] = _git_commit()
     return found
+
+
+def versions_json() -> str:
+    """`versions()` as indented JSON."""
+    return json.dumps(versions(), indent=2) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------- reading

@@ -1,8 +1,22 @@
 """Errors that are told to the user without a traceback."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """A mistake in what the user gave, or a condition he can mend; the message says what was found and what to do."""
+
+
+@contextlib.contextmanager
+def user_input() -> Iterator[None]:
+    """Within it the programme reads what the user gave: OSError and ValueError become UserError, the text stays."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as e:
+        raise UserError(str(e)) from e
 
 
 class ConfigError(UserError):

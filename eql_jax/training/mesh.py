@@ -3,6 +3,7 @@
 The batch is sharded over 'data', everything else is replicated. With several hosts each gives its own rows.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,19 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def local_mesh() -> Mesh:
+    """A mesh over this host's devices, all on 'data': every host evaluates images of its own."""
+    devices = np.array(jax.local_devices()).reshape(-1, 1)
+    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def to_local_devices(tree: Any) -> Any:
+    """A replicated (or NumPy) tree on every device of `local_mesh()`."""
+    if jax.process_count() > 1:
+        tree = jax.device_get(tree)
+    return jax.device_put(tree, replicated(local_mesh()))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over 'data', the other dimensions whole."""
     return NamedSharding(mesh, P("data"))
@@ -57,14 +71,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def check_batch_size(size: int, mesh: Mesh, *, key: str) -> None:
-    """Raises ConfigError unless `size` images (the config field `key`) spread evenly over data axis and hosts."""
-    parts = int(np.lcm(mesh.shape["data"], jax.process_count()))
-    if size % parts:
-        raise ConfigError(
-            f"config.{key} is {size}; expected a multiple of {parts} ({mesh.shape['data']} devices on the mesh's data "
-            f"axis, {jax.process_count()} hosts)"
-        )
+def check_batch_sizes(config: ConfigDict, mesh: Mesh | None = None) -> None:
+    """Raises ConfigError unless the images of a batch spread evenly over devices and hosts.
+
+    mesh: of training; None checks the evaluation's batch only, which is spread over all devices.
+    """
+    parts = {"eval": jax.device_count()}
+    if mesh is not None:
+        parts["train"] = math.lcm(mesh.shape["data"], jax.process_count())
+    for section, count in parts.items():
+        size = config[section].batch_size
+        if size % count:
+            raise ConfigError(
+                f"config.{section}.batch_size is {size}; expected a multiple of {count}, the devices it is spread over"
+            )
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

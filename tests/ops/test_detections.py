@@ -28,6 +28,7 @@ def golden():
     return golden
 
 
+@partial(jax.jit, static_argnames="candidates")
 def run_golden(golden, candidates):
     return select_detections(
         golden["scores"],
@@ -189,12 +190,10 @@ def test_batch_and_bad_shapes(head):
     scores, deltas, proposals, valid = head
     options = dict(score_threshold=0.25, iou_threshold=0.5, max_detections=40, candidates=200)
     one = partial(select_detections, **options)
-    batch = jax.vmap(lambda s, v: one(s, deltas, proposals, SIZE, proposals_valid=v))
-    out = jax.jit(batch)(np.stack([scores, scores[::-1]]), np.stack([valid, ~valid]))
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        jax.tree.map(lambda x: x[0], out),
-        one(scores, deltas, proposals, SIZE, proposals_valid=valid),
-    )
+    batch = jax.jit(jax.vmap(lambda s, v: one(s, deltas, proposals, SIZE, proposals_valid=v)))
+    out = batch(np.stack([scores, scores[::-1]]), np.stack([valid, ~valid]))
+    single = check(scores, deltas, proposals, valid, score_threshold=0.25, max_detections=40)[0]
+    for together, alone in zip(out, single, strict=True):
+        np.testing.assert_allclose(together[0], alone, atol=1e-4)
     with pytest.raises(ValueError, match=r"\(60, 20\)"):
         one(scores, deltas.reshape(60, 20), proposals, SIZE)

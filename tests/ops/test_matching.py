@@ -1,5 +1,6 @@
 """Labels of anchors and proposals against a dense NumPy matcher, hand-worked cases and detectron2's stored labels."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +14,13 @@ from eql_jax.ops.matching import Matches, match_boxes
 TESTDATA = Path(__file__).parents[1] / "testdata"
 ANCHORS = dict(positive_iou=0.7, negative_iou=0.3, low_quality=True)
 ROIS = dict(positive_iou=0.5, negative_iou=0.5)
+
+
+@partial(jax.jit, static_argnames=("positive_iou", "negative_iou", "low_quality"))
+def match(boxes, gt, **options):
+    """Compiled once per set of options; op-by-op execution compiles every operation on its own."""
+    return match_boxes(boxes, gt, **options)
+
 
 match_anchors = jax.jit(
     lambda boxes, gt, valid, ignore: match_boxes(boxes, gt, gt_valid=valid, gt_ignore=ignore, **ANCHORS)
@@ -91,7 +99,7 @@ def test_ties_take_the_first_ground_truth_and_all_best_anchors():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 20], [50, 50, 60, 60], [0, 10, 10, 30], [70, 70, 90, 90]], np.float32)
     # gt 0 and 1 are the same box; gt 2 meets only boxes 1 and 3, with the same IoU of 1/5 each.
     gt = np.array([[50, 50, 60, 58], [50, 50, 60, 58], [0, 12, 10, 18], [71, 71, 79, 79]], np.float32)
-    out = match_boxes(boxes, gt, gt_valid=np.array([1, 1, 1, 0], bool), **ANCHORS)
+    out = match(boxes, gt, gt_valid=np.array([1, 1, 1, 0], bool), **ANCHORS)
     np.testing.assert_array_equal(out.labels, [0, 1, 1, 1, 0])
     assert out.matched_index[2] == 0
     np.testing.assert_array_equal(out.matched_index[jnp.array([1, 3])], [2, 2])
@@ -101,7 +109,7 @@ def test_ties_take_the_first_ground_truth_and_all_best_anchors():
 def test_low_quality_positive_keeps_its_own_best():
     boxes = np.array([[0, 0, 10, 10]], np.float32)
     gt = np.array([[0, 0, 2, 2], [0, 0, 10, 9]], np.float32)  # the only anchor is the best of both
-    out = match_boxes(boxes, gt, gt_valid=np.ones(2, bool), **ANCHORS)
+    out = match(boxes, gt, gt_valid=np.ones(2, bool), **ANCHORS)
     assert (int(out.labels[0]), int(out.matched_index[0])) == (1, 1)
 
 
@@ -110,12 +118,12 @@ def test_ignore_regions_and_padded_boxes():
     gt = np.array([[0, 0, 10, 10], [0, 0, 10, 10]], np.float32)
     ignore = np.array([True, False])
     # Without an object: fully inside and half inside are left out, 4 tenths are not. The region is nobody's match.
-    out = match_boxes(boxes, gt, gt_valid=np.array([True, False]), gt_ignore=ignore, **ROIS)
+    out = match(boxes, gt, gt_valid=np.array([True, False]), gt_ignore=ignore, **ROIS)
     np.testing.assert_array_equal(out.labels, [-1, 0, -1, 0, 0])
     np.testing.assert_array_equal(out.iou, 0)
     # A positive inside the region stays positive; invalid boxes take no part.
     boxes_valid = np.array([1, 1, 1, 1, 0], bool)
-    out = match_boxes(boxes, gt, gt_valid=np.ones(2, bool), gt_ignore=ignore, boxes_valid=boxes_valid, **ROIS)
+    out = match(boxes, gt, gt_valid=np.ones(2, bool), gt_ignore=ignore, boxes_valid=boxes_valid, **ROIS)
     np.testing.assert_array_equal(out.labels, [1, 0, -1, 0, -1])
     assert out.matched_index[0] == 1
 
@@ -123,7 +131,7 @@ def test_ignore_regions_and_padded_boxes():
 def test_invalid_box_is_nobodys_best():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 30]], np.float32)
     gt = np.array([[0, 0, 10, 10]], np.float32)
-    out = match_boxes(boxes, gt, gt_valid=np.ones(1, bool), boxes_valid=np.array([False, True]), **ANCHORS)
+    out = match(boxes, gt, gt_valid=np.ones(1, bool), boxes_valid=np.array([False, True]), **ANCHORS)
     np.testing.assert_array_equal(out.labels, [-1, 1])
 
 
@@ -143,7 +151,7 @@ def test_no_gradient_reaches_the_boxes():
 
     rng = np.random.default_rng(0)
     boxes, gt = jnp.asarray(numpy_boxes.random_boxes(rng, 20)), jnp.asarray(numpy_boxes.random_boxes(rng, 3))
-    by_boxes, by_gt = jax.grad(value, argnums=(0, 1))(boxes, gt)
+    by_boxes, by_gt = jax.jit(jax.grad(value, argnums=(0, 1)))(boxes, gt)
     assert not np.any(by_boxes)
     assert float(jnp.sum(by_gt)) == 20 * 4 * 2  # through the gather alone
 
@@ -151,7 +159,7 @@ def test_no_gradient_reaches_the_boxes():
 def test_anchors_equal_detectron2():
     golden, rpn = np.load(TESTDATA / "ops_training.npz"), np.load(TESTDATA / "ops_rpn.npz")
     gt = golden["gt_boxes"]
-    out = match_boxes(rpn["anchors"], gt, gt_valid=np.ones(len(gt), bool), **ANCHORS)
+    out = match(rpn["anchors"], gt, gt_valid=np.ones(len(gt), bool), **ANCHORS)
     np.testing.assert_array_equal(out.matched_index, golden["rpn_matched_index"])
     kept = golden["rpn_labels"] >= 0
     np.testing.assert_array_equal(np.asarray(out.labels)[kept], golden["rpn_labels"][kept])
@@ -161,7 +169,7 @@ def test_anchors_equal_detectron2():
 def test_rois_equal_detectron2():
     golden = np.load(TESTDATA / "ops_training.npz")
     gt = golden["gt_boxes"]
-    out = match_boxes(golden["roi_boxes"], gt, gt_valid=np.ones(len(gt), bool), **ROIS)
+    out = match(golden["roi_boxes"], gt, gt_valid=np.ones(len(gt), bool), **ROIS)
     foreground = golden["roi_gt_classes"] < 60
     np.testing.assert_array_equal(np.asarray(out.labels) == 1, foreground)
     np.testing.assert_array_equal(gt[np.asarray(out.matched_index)][foreground], golden["roi_gt_boxes"][foreground])

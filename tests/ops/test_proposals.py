@@ -1,5 +1,6 @@
 """Proposals against detectron2's and a NumPy selection level by level."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,9 +22,14 @@ def levels_of(rows, golden):
     return np.split(rows, np.cumsum(counts)[:-1])
 
 
+@partial(jax.jit, static_argnames=("pre_nms", "post_nms", "iou_threshold", "min_size"))
+def run(logits, deltas, anchors, image_size, **options):
+    return select_proposals(logits, deltas, anchors, image_size, **options)
+
+
 def test_equals_detectron2_at_inference():
     golden = np.load(TESTDATA / "ops_rpn.npz")
-    out = select_proposals(
+    out = run(
         levels_of(golden["logits"], golden),
         levels_of(golden["deltas"], golden),
         levels_of(golden["anchors"], golden),
@@ -40,7 +46,7 @@ def test_equals_detectron2_at_inference():
 
 def test_proposals_and_sampled_rois_equal_detectron2_in_training():
     golden, rpn = np.load(TESTDATA / "ops_training.npz"), np.load(TESTDATA / "ops_rpn.npz")
-    out = select_proposals(
+    out = run(
         levels_of(golden["logits"], rpn),
         levels_of(golden["deltas"], rpn),
         levels_of(rpn["anchors"], rpn),
@@ -53,8 +59,13 @@ def test_proposals_and_sampled_rois_equal_detectron2_in_training():
     gt_valid = jnp.ones(len(gt), bool)
     boxes = jnp.concatenate([out.boxes, gt])
     boxes_valid = jnp.concatenate([out.valid, gt_valid])
-    matches = match_boxes(boxes, gt, gt_valid=gt_valid, boxes_valid=boxes_valid, positive_iou=0.5, negative_iou=0.5)
-    sample = sample_rois(matches.labels, num=512, positive_fraction=0.25, rule="spread")
+
+    @jax.jit
+    def match_and_sample():
+        matches = match_boxes(boxes, gt, gt_valid=gt_valid, boxes_valid=boxes_valid, positive_iou=0.5, negative_iou=0.5)
+        return matches, sample_rois(matches.labels, num=512, positive_fraction=0.25, rule="spread")
+
+    matches, sample = match_and_sample()
     assert np.all(sample.valid)
     np.testing.assert_allclose(boxes[sample.indices], golden["roi_boxes"], atol=0.01)
     matched = np.asarray(matches.matched_index[sample.indices])
@@ -97,7 +108,7 @@ def random_levels():
 def test_equals_selection_by_level(random_levels, post_nms, min_size):
     options = dict(pre_nms=50, post_nms=post_nms, iou_threshold=0.6, min_size=min_size)
     size = np.array([70, 90])
-    out = jax.jit(lambda *levels: select_proposals(*levels, size, **options))(*random_levels)
+    out = run(*random_levels, size, **options)
     boxes, scores, levels = numpy_selection(*random_levels, size, **options)
     n = len(boxes)
     assert (n == post_nms) == (post_nms == 30)
@@ -112,9 +123,7 @@ def test_boxes_outside_empty_or_not_finite_are_dropped():
     anchors = [np.array([[-50, -50, -10, -10], [0, 0, 10, 10], [5, 5, 5, 5], [2, 2, 8, 8]], np.float32)]
     deltas = [np.zeros((4, 4), np.float32)]
     deltas[0][3, 0] = np.inf
-    out = select_proposals(
-        [np.array([4, 1, 3, 2], np.float32)], deltas, anchors, (20, 20), pre_nms=9, post_nms=6, iou_threshold=0.7
-    )
+    out = run([np.array([4, 1, 3, 2], np.float32)], deltas, anchors, (20, 20), pre_nms=9, post_nms=6, iou_threshold=0.7)
     np.testing.assert_array_equal(out.valid, [True] + [False] * 5)
     np.testing.assert_array_equal(out.boxes[0], [0, 0, 10, 10])
     assert float(out.logits[0]) == 1
@@ -123,14 +132,16 @@ def test_boxes_outside_empty_or_not_finite_are_dropped():
 def test_extreme_logits_and_no_gradient(random_levels):
     logits, deltas, anchors = random_levels
     extreme = [np.where(x > 0, np.float32(1e4), np.float32(-1e4)) for x in logits]
-    out = select_proposals(extreme, deltas, anchors, (70, 90), pre_nms=50, post_nms=200, iou_threshold=0.6)
+    out = run(extreme, deltas, anchors, (70, 90), pre_nms=50, post_nms=200, iou_threshold=0.6)
     assert np.all(np.isfinite(out.boxes)) and int(out.valid.sum()) > 20
 
     def value(logits, deltas):
         out = select_proposals(logits, deltas, anchors, (70, 90), pre_nms=50, post_nms=30, iou_threshold=0.6)
         return jnp.sum(out.boxes) + jnp.sum(out.logits)
 
-    gradients = jax.grad(value, argnums=(0, 1))([jnp.asarray(x) for x in logits], [jnp.asarray(x) for x in deltas])
+    gradients = jax.jit(jax.grad(value, argnums=(0, 1)))(
+        [jnp.asarray(x) for x in logits], [jnp.asarray(x) for x in deltas]
+    )
     assert not any(np.any(g) for g in jax.tree.leaves(gradients))
 
 

@@ -87,8 +87,13 @@ def test_anchors_equal_detectron2():
     golden, rpn = np.load(TESTDATA / "ops_training.npz"), np.load(TESTDATA / "ops_rpn.npz")
     gt = golden["gt_boxes"]
     valid = np.ones(len(gt), bool)
-    matches = match_boxes(rpn["anchors"], gt, gt_valid=valid, positive_iou=0.7, negative_iou=0.3, low_quality=True)
-    labels = sample_anchors(matches.labels, num=256, positive_fraction=0.5, rule="spread")
+
+    @jax.jit
+    def match_and_sample(anchors):
+        matches = match_boxes(anchors, gt, gt_valid=valid, positive_iou=0.7, negative_iou=0.3, low_quality=True)
+        return sample_anchors(matches.labels, num=256, positive_fraction=0.5, rule="spread")
+
+    labels = match_and_sample(rpn["anchors"])
     np.testing.assert_array_equal(labels, golden["rpn_labels"])
 
 

@@ -209,9 +209,7 @@ def test_a_failed_last_save_is_an_error_an_earlier_one_is_not(tmp_path, monkeypa
     assert steps_on_disk(tmp_path / "early") == [10, 12]
     assert "step 5 could not be written" in caplog.text and "No space left on device" in caplog.text
     failing.add(12)
-    with pytest.raises(
-        CheckpointError, match=r"step 12 could not be saved.*newest whole checkpoint is of step 10"
-    ):
+    with pytest.raises(CheckpointError, match=r"step 12 could not be saved.*newest whole checkpoint is of step 10"):
         toy.run(tmp_path / "late", toy.make_config())
     failing.clear()
     assert_same(toy.run(tmp_path / "late", toy.make_config()).state, uninterrupted.state)
@@ -263,8 +261,14 @@ def test_mesh_sizes():  # on the four virtual devices of conftest.py
     assert dict(both.shape) == {"data": 2, "model": 2}
     with pytest.raises(ConfigError, match=r"mesh\.data x config\.mesh\.model is 3 x 1; expected to use all 4 devices"):
         mesh_lib.make_mesh(toy.make_config(**{"mesh.data": 3}))
+    config = toy.make_config(**{"train.batch_size": 6, "eval.batch_size": 10})
+    with pytest.raises(ConfigError, match=r"config\.eval\.batch_size is 10; expected a multiple of 4"):
+        mesh_lib.check_batch_sizes(config)
+    config.eval.batch_size = 8
+    mesh_lib.check_batch_sizes(config)
+    mesh_lib.check_batch_sizes(config, both)
     with pytest.raises(ConfigError, match=r"config\.train\.batch_size is 6; expected a multiple of 4"):
-        mesh_lib.check_batch_size(6, mesh_lib.make_mesh(toy.make_config()), key="train.batch_size")
+        mesh_lib.check_batch_sizes(config, mesh_lib.make_mesh(config))
 
 
 def test_the_prefetcher_gives_all_batches_in_order_and_ends():

@@ -56,7 +56,7 @@ def test_odd_objects_do_not_stop_the_drawing():
         {"category_id": 2, "bbox": [1, 1, 9, 9], "segmentation": {"size": [5, 5], "counts": [0, 25]}},  # another size
         {"category_id": 2, "bbox": [1, 1, 9, 9], "segmentation": {"size": [96, 128], "counts": [0, 96 * 128]}},
     ]
-    assert draw_objects(GREY, odd * 20, LABELS).size == (640, 480)
+    assert draw_objects(GREY, odd * 6, LABELS).size == (640, 480)
     assert draw_objects(np.zeros((1, 1, 3), np.uint8), [], LABELS).size == (640, 640)
     with pytest.raises(KeyError, match="no label for categories \\[7\\]"):
         draw_objects(GREY, [thing((1, 1, 5, 5), 7)], LABELS)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from eql_jax.data.shapes import contours
+from eql_jax.data.shapes.families import candidates
 
 MAX_CLASSES = 1203  # as many as LVIS v1 has
 RINGS, RAYS, ORDERS = 12, 64, 10  # polar samples of the descriptor and the angular frequencies kept
@@ -55,7 +55,7 @@ def descriptor(contour: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _descriptors() -> np.ndarray:
     """float64 [candidates, RINGS * ORDERS]; sums of squares of these integers are exact whatever their order."""
-    return np.stack([descriptor(c.contour) for c in contours.candidates()]).astype(np.float64)
+    return np.stack([descriptor(c.contour) for c in candidates()]).astype(np.float64)
 
 
 def _distances(table: np.ndarray, index: int) -> np.ndarray:
@@ -65,7 +65,7 @@ def _distances(table: np.ndarray, index: int) -> np.ndarray:
 
 
 def _farthest_points(table: np.ndarray, count: int) -> list[int]:
-    names = np.array([c.family for c in contours.candidates()])
+    names = np.array([c.family for c in candidates()])
     allowed, used = np.ones(len(table), bool), dict.fromkeys(names.tolist(), 0)
     picked: list[int] = []
     nearest = np.full(len(table), np.inf)
@@ -112,7 +112,7 @@ def shape_classes(count: int, *, lookalikes: bool = False) -> list[ShapeClass]:
     """
     if not 1 <= count <= MAX_CLASSES:
         raise ValueError(f"shape classes: {count} asked for, there are 1 to {MAX_CLASSES}")
-    table, pool = _descriptors(), contours.candidates()
+    table, pool = _descriptors(), candidates()
     numbers: dict[str, int] = {}
     classes = []
     for index in (_groups if lookalikes else _farthest_points)(table, count):

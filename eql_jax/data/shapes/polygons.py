@@ -6,6 +6,16 @@ import numpy as np
 TOLERANCE = 0.75  # grid cells by which a polygon may leave the edge of the mask: enough to smooth its stairs
 
 
+def edge_corners(mask: np.ndarray) -> np.ndarray:
+    """uint8 [h + 2, w + 2] mask of the corners of the set cells of a uint8 [h, w] mask: (x, y) is at (y + 1, x + 1).
+
+    cv2.findContours runs through cell centres, half a cell inside of the edge. A cell covers [i, i + 1], so the outline
+    of its corners is the edge itself.
+    """
+    padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    return cv2.dilate(padded, np.ones((2, 2), np.uint8), anchor=(1, 1))  # grown by one to the right and down
+
+
 def mask_to_polygons(
     mask: np.ndarray, *, offset: tuple[int, int], scale: float, least_area: float
 ) -> list[list[float]]:
@@ -39,11 +49,7 @@ def mask_to_polygons(
 
 def _trace(mask: np.ndarray, left: int, rings: list[np.ndarray]) -> None:
     """Appends the int64 [P, 2] outlines of all parts of a mask whose first column is at x = left."""
-    padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    # findContours runs through cell centres, half a cell inside of the edge. A cell covers [i, i + 1]; growing the mask
-    # by one cell to the right and down turns cells into the corners they touch, and their outline is the edge.
-    corners = cv2.dilate(padded, np.ones((2, 2), np.uint8), anchor=(1, 1))
-    contours, tree = cv2.findContours(corners, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    contours, tree = cv2.findContours(edge_corners(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
         return
     for contour, (_, _, _, parent) in zip(contours, tree[0], strict=True):

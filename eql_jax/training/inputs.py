@@ -1,0 +1,77 @@
+"""The annotation files a config names, read and checked against each other; supershapes are made when missing."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from eql_jax.data.annotations import Annotations, load_annotations
+from eql_jax.data.categories import ClassStatistics, class_statistics
+from eql_jax.data.supershapes import ensure_supershapes
+from eql_jax.training.compatibility import Classes, check_categories
+from eql_jax.training.errors import ConfigError, user_input
+
+LOG = logging.getLogger(__name__)
+
+
+class Data(NamedTuple):
+    """Training set, validation set (None without one) and the classes' training frequencies."""
+
+    train: Annotations
+    val: Annotations | None
+    statistics: ClassStatistics
+
+
+def data_paths(config: ConfigDict, splits: Sequence[str]) -> dict[str, str]:
+    """{'train_annotations': path, 'train_images': path, ..} of the splits.
+
+    Makes the supershapes data set where the config names no files.
+    """
+    names = [f"{split}_{what}" for split in splits for what in ("annotations", "images")]
+    paths = {name: config.data[name] for name in names}
+    if config.data.supershapes and not all(paths.values()):
+        if "out" not in config.data.supershapes:
+            raise ConfigError("config.data.supershapes has no `out`, the folder of the data set")
+        with user_input():
+            made = ensure_supershapes(**config.data.supershapes.to_dict())._asdict()
+        made |= {"train_images": made["images"], "val_images": made["images"]}
+        paths = {name: path or str(made[name]) for name, path in paths.items()}
+    return paths
+
+
+def load_data(config: ConfigDict) -> Data:
+    """Reads the data of `config` for training, telling the faults found.
+
+    Raises:
+        UserError: a path is missing, a file is no annotation file, class frequencies are of other classes ...
+    """
+    paths = data_paths(config, ("train", "val"))
+    with user_input():
+        train = _load(config, paths, "train")
+        statistics = class_statistics(train, config.data.frequencies)
+        val = _load(config, paths, "val") if paths["val_annotations"] else None
+    if val is not None:
+        check_categories(Classes.of(statistics), val.categories, where=val.raw)
+    return Data(train, val, statistics)
+
+
+def load_validation(config: ConfigDict, classes: Classes) -> Annotations:
+    """Reads the validation set of `config` for a model of `classes`. Raises as `load_data`."""
+    with user_input():
+        val = _load(config, data_paths(config, ("val",)), "val")
+    check_categories(classes, val.categories, where=val.raw)
+    return val
+
+
+def _load(config: ConfigDict, paths: Mapping[str, str], split: str) -> Annotations:
+    for what in ("annotations", "images"):
+        if not paths[f"{split}_{what}"]:
+            kind = "the path of an LVIS or COCO instance JSON" if what == "annotations" else "the folder of its images"
+            raise ConfigError(f"config.data.{split}_{what} is empty; expected {kind}")
+    annotations = load_annotations(paths[f"{split}_annotations"], paths[f"{split}_images"], strict=config.data.strict)
+    summary = annotations.report.summary()
+    LOG.info("%s: %d images, %d classes", annotations.raw, len(annotations.images), annotations.num_classes)
+    if summary:
+        LOG.warning("%s", summary)
+    return annotations
