@@ -1,7 +1,8 @@
 """The one place that calls `lax.top_k`.
 
 The compiler cannot partition a top-k, so a batch sharded over devices would be gathered on each of them. Callers on a
-mesh wrap what uses this in `jax.shard_map` over the data axis; a selection carries no gradient, which is stopped here.
+mesh wrap what uses this in `jax.shard_map` over the data axis (check_vma=False: the loops of NMS and matching start from
+constants); a selection carries no gradient, which is stopped here.
 """
 
 from typing import NamedTuple

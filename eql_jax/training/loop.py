@@ -41,9 +41,10 @@ class TrainResult(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """step: updates done after it; metrics on the device; ids of this host's images."""
+    """step: updates done after it; time it was handed to the device; its metrics there; ids of this host's images."""
 
     step: int
+    time: float
     metrics: Mapping[str, jax.Array]
     image_ids: np.ndarray
 
@@ -110,7 +111,7 @@ def train(
                 batch = next(batches)
                 state, metrics = step_function(state, batch.arrays)
                 step += 1
-                log.add(_Pending(step, metrics, batch.image_ids))
+                log.add(_Pending(step, time.monotonic(), metrics, batch.image_ids))
                 if step == first:
                     log.read_all()
                     writer.message(f"first step: {time.monotonic() - started:.1f} s with data and compilation")
@@ -175,7 +176,7 @@ class _MetricLog:
             means = {k: float(np.mean([w[k] for w in self._window])) for k in self._window[0]}
             if self._schedule is not None:
                 means["learning_rate"] = float(self._schedule(pending.step - 1))
-            self._writer.train(pending.step, means)
+            self._writer.train(pending.step, means, time_of_step=pending.time)
             self._window.clear()
 
     def _check_finite(self, pending: _Pending, values: Mapping[str, float]) -> None:

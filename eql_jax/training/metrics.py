@@ -43,8 +43,8 @@ class MetricWriter:
         self._bar = None
         if enabled and config.log.progress and sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=start_step, unit="step", dynamic_ncols=True)
+        self._timed_steps, self._timed_seconds = 0, 0.0
         self.start_clock(start_step)
-        self._started = (self._last_step, self._last_time)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -52,13 +52,19 @@ class MetricWriter:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def train(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of training up to `step`; adds images_per_second since the last call."""
-        now = time.monotonic()
-        rate = self._images * (step - self._last_step) / max(now - self._last_time, 1e-9)
+    def train(self, step: int, metrics: Mapping[str, float], *, time_of_step: float | None = None) -> None:
+        """Metrics of training up to `step`; adds images_per_second since the last call.
+
+        time_of_step: time.monotonic() at which the step was made, where its metrics are read later. None: now.
+        """
+        now = time.monotonic() if time_of_step is None else time_of_step
+        seconds = max(now - self._last_time, 1e-9)
+        rate = self._images * (step - self._last_step) / seconds
+        self._timed_steps += step - self._last_step
+        self._timed_seconds += seconds
         metrics = dict(metrics, images_per_second=rate)
         self._store(step, "train", metrics)
-        self._console(step, metrics, rate, now)
+        self._console(step, metrics, rate)
         self._last_step, self._last_time = step, now
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -87,14 +93,13 @@ class MetricWriter:
         if self._board is not None:
             self._guard(self._board.close)
 
-    def _console(self, step: int, metrics: Mapping[str, float], rate: float, now: float) -> None:
+    def _console(self, step: int, metrics: Mapping[str, float], rate: float) -> None:
         loss = metrics.get("loss", math.nan)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s")
             return
-        first, begun = self._started
-        left = (now - begun) / max(step - first, 1) * (self._total - step)
+        left = self._timed_seconds / max(self._timed_steps, 1) * (self._total - step)
         terms = "  ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in metrics.items() if k.startswith("loss_"))
         terms = f" ({terms})" if terms else ""
         extra = f"  lr {metrics['learning_rate']:.3g}" if "learning_rate" in metrics else ""

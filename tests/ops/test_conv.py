@@ -1,0 +1,187 @@
+"""eql_jax.ops.conv against a direct convolution in NumPy and against plain lax.conv, values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eql_jax.ops import conv
+
+# batch, height, width, Cin, Cout, kernel, strides, padding, groups. From 128 input channels on, the weight gradient is
+# the one written out in the module.
+CASES = [
+    (2, 7, 9, 128, 5, 3, 1, 1, 1),
+    (2, 7, 9, 128, 5, 3, 2, 1, 1),
+    (2, 8, 6, 128, 4, 3, 2, 1, 1),
+    (1, 8, 6, 130, 4, 5, 1, 2, 1),
+    (1, 8, 8, 128, 4, 3, 1, 0, 1),
+    (3, 5, 5, 128, 3, 1, 1, 1, 1),
+    (1, 5, 4, 128, 3, 2, 1, 3, 1),
+    (1, 9, 9, 128, 3, 7, 3, 3, 1),
+    (1, 3, 3, 128, 2, 3, 1, 0, 1),
+    (2, 7, 9, 4, 5, 1, 2, 0, 1),
+    (2, 7, 9, 4, 5, 1, 1, 0, 1),
+    (1, 9, 7, 3, 6, 7, 2, 3, 1),
+    (2, 6, 5, 8, 12, 3, 1, 1, 4),
+    (2, 6, 5, 256, 4, 3, 2, 1, 2),
+]
+
+
+def numpy_conv(x, kernel, strides, padding, groups):
+    """Direct convolution in float64."""
+    x = np.pad(x.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    kh, kw, cin, cout = kernel.shape
+    out_h, out_w = (x.shape[1] - kh) // strides + 1, (x.shape[2] - kw) // strides + 1
+    out = np.zeros((x.shape[0], out_h, out_w, cout))
+    for g in range(groups):
+        ins, outs = slice(g * cin, (g + 1) * cin), slice(g * cout // groups, (g + 1) * cout // groups)
+        for h in range(out_h):
+            for w in range(out_w):
+                patch = x[:, h * strides : h * strides + kh, w * strides : w * strides + kw, ins]
+                out[:, h, w, outs] = np.einsum("bijc,ijco->bo", patch, kernel[..., outs])
+    return out
+
+
+def values_and_gradients(implementation, x, kernel, grad, **options):
+    """conv2d and its two gradients in one compilation."""
+
+    def run(x, kernel, grad):
+        out, vjp = jax.vjp(lambda x, kernel: conv.conv2d(x, kernel, **options), x, kernel)
+        return out, *vjp(grad)
+
+    with conv.conv_implementation(implementation):
+        return [np.asarray(array) for array in jax.jit(run)(x, kernel, grad)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_conv2d_values_and_gradients(case):
+    batch, height, width, cin, cout, k, strides, padding, groups = case
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, height, width, cin), np.float32)
+    kernel = rng.standard_normal((k, k, cin // groups, cout), np.float32)
+    expected = numpy_conv(x, kernel, strides, padding, groups)
+    grad = rng.standard_normal(expected.shape, np.float32)
+    options = dict(strides=strides, padding=padding, groups=groups)
+    cpu = values_and_gradients("cpu", x, kernel, grad, **options)
+    xla = values_and_gradients("xla", x, kernel, grad, **options)
+    for name, ours, plain in zip(("value", "x", "kernel"), cpu, xla, strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max(), err_msg=name)
+    out, grad_x, grad_kernel = cpu
+    np.testing.assert_allclose(out, expected, atol=1e-5 * np.abs(expected).max())
+    # The convolution is linear in both arguments: <grad, conv(dx, kernel)> = <grad_x, dx>, and so for the kernel.
+    dx = rng.standard_normal(x.shape, np.float32)
+    dk = rng.standard_normal(kernel.shape, np.float32)
+    for name, got, products in (
+        ("x", (grad_x * dx).sum(dtype=float), grad * numpy_conv(dx, kernel, **options)),
+        ("kernel", (grad_kernel * dk).sum(dtype=float), grad * numpy_conv(x, dk, **options)),
+    ):
+        np.testing.assert_allclose(got, products.sum(), atol=1e-6 * np.abs(products).sum(), err_msg=name)
+
+
+@pytest.mark.parametrize(("cin", "k"), [(128, 3), (8, 1)])
+def test_conv2d_bfloat16(cin, k):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((1, 6, 6, cin)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.standard_normal((k, k, cin, 4)), jnp.bfloat16)
+    grad = jnp.ones((1, 6, 6, 4), jnp.bfloat16)
+    low = values_and_gradients("cpu", x, kernel, grad, padding=k // 2)
+    full = values_and_gradients("cpu", *(a.astype(jnp.float32) for a in (x, kernel, grad)), padding=k // 2)
+    for low, full in zip(low, full, strict=True):
+        assert low.dtype == jnp.bfloat16
+        np.testing.assert_allclose(low.astype(np.float32), full, atol=0.02 * np.abs(full).max())
+
+
+def test_conv2d_under_vmap_and_jit():
+    x = jnp.arange(2 * 3 * 4 * 4 * 128, dtype=jnp.float32).reshape(2, 3, 4, 4, 128) % 7
+    kernel = jnp.arange(9 * 128 * 2, dtype=jnp.float32).reshape(3, 3, 128, 2) % 5
+    grad = jax.jit(jax.vmap(jax.grad(lambda k, x: (conv.conv2d(x, k, padding=1) ** 2).sum()), (None, 0)))(kernel, x)
+    assert grad.shape == (2, *kernel.shape)
+    plain = jax.jit(jax.grad(lambda k, x: (jax.lax.conv(x, k, (1, 1), "SAME") ** 2).sum()))
+    for image, got in zip(x, grad, strict=True):
+        expected = plain(kernel.transpose(3, 2, 0, 1), image.transpose(0, 3, 1, 2))
+        np.testing.assert_allclose(got, expected.transpose(2, 3, 1, 0), rtol=1e-4)
+
+
+def test_conv2d_sizes_by_hand():
+    ones = jnp.ones((1, 3, 3, 1))
+    out = conv.conv2d(ones, jnp.ones((3, 3, 1, 1)), padding=1)[0, :, :, 0]
+    np.testing.assert_array_equal(out, [[4, 6, 4], [6, 9, 6], [4, 6, 4]])
+
+
+@pytest.mark.parametrize(
+    ("kernel_shape", "options", "message"),
+    [
+        ((3, 3, 3, 4), {}, "does not fit 4 input channels"),
+        ((3, 3, 2, 3), {"groups": 2}, "does not fit 4 input channels in 2 group"),
+        ((3, 3, 4), {}, r"expected \[B, H, W, Cin\]"),
+        ((3, 3, 4, 4), {"strides": 0}, "strides 0"),
+        ((3, 3, 4, 4), {"padding": -1}, "padding -1"),
+    ],
+)
+def test_conv2d_refuses(kernel_shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        conv.conv2d(jnp.ones((1, 5, 5, 4)), jnp.ones(kernel_shape), **options)
+
+
+def test_conv2d_refuses_mixed_dtypes_and_unknown_implementation():
+    with pytest.raises(ValueError, match="bfloat16"):
+        conv.conv2d(jnp.ones((1, 5, 5, 4)), jnp.ones((1, 1, 4, 4), jnp.bfloat16))
+    with pytest.raises(ValueError, match="'gpu'"), conv.conv_implementation("gpu"):
+        pass
+
+
+@pytest.mark.parametrize(("window", "strides", "padding"), [(3, 2, 1), (1, 2, 0), (2, 2, 0)])
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 9, 7, 2)])
+def test_max_pool(window, strides, padding, shape):
+    # Few distinct values, so that ties are common; all negative, so that zero padding would show.
+    x = np.random.default_rng(3).integers(-4, 0, shape).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-np.inf)
+    size = [(n - window) // strides + 1 for n in padded.shape[1:3]]
+    expected = np.zeros((shape[0], *size, shape[3]), np.float32)
+    expected_grad = np.zeros_like(padded)
+    weight = np.arange(expected.size, dtype=np.float32).reshape(expected.shape)
+    for b, h, w, c in np.ndindex(expected.shape):
+        patch = padded[b, h * strides : h * strides + window, w * strides : w * strides + window, c]
+        expected[b, h, w, c] = patch.max()
+        i, j = np.unravel_index(patch.argmax(), patch.shape)  # the first maximum takes the gradient
+        expected_grad[b, h * strides + i, w * strides + j, c] += weight[b, h, w, c]
+    expected_grad = expected_grad[:, padding : padding + shape[1], padding : padding + shape[2]]
+
+    def run(x, weight):
+        out, vjp = jax.vjp(lambda x: conv.max_pool(x, window=window, strides=strides, padding=padding), x)
+        return out, vjp(weight)[0]
+
+    for name in ("cpu", "xla"):
+        run = functools.partial(run)  # a new function, so that jit traces it again
+        with conv.conv_implementation(name):
+            out, grad = jax.jit(run)(x, weight)
+            np.testing.assert_array_equal(out, expected, err_msg=name)
+            np.testing.assert_array_equal(grad, expected_grad, err_msg=name)
+
+
+def test_max_pool_keeps_nan_and_refuses_wide_padding():
+    x = jnp.ones((1, 6, 6, 1)).at[0, 3, 3, 0].set(jnp.nan)
+    out = np.asarray(jax.jit(conv.max_pool)(x)[0, :, :, 0])
+    np.testing.assert_array_equal(np.isnan(out), [[False] * 3, [False, True, True], [False, True, True]])
+    with pytest.raises(ValueError, match="padding 2 with window 3"):
+        conv.max_pool(x, padding=2)
+
+
+def test_conv_transpose_2x2():
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((2, 3, 4, 5), np.float32)
+    kernel = rng.standard_normal((2, 2, 5, 6), np.float32)
+    expected = np.zeros((2, 6, 8, 6), np.float32)
+    for h, w, i, j in np.ndindex(3, 4, 2, 2):
+        expected[:, 2 * h + i, 2 * w + j] = x[:, h, w] @ kernel[i, j]
+    np.testing.assert_allclose(conv.conv_transpose_2x2(x, kernel), expected, atol=1e-5)
+    # lax.conv_transpose without a flip (transpose_kernel=False correlates the dilated input) needs the flipped kernel.
+    plain = jax.lax.conv_transpose(
+        x, kernel[::-1, ::-1], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), transpose_kernel=False
+    )
+    np.testing.assert_allclose(conv.conv_transpose_2x2(x, kernel), plain, atol=1e-5)
+    with pytest.raises(ValueError, match=r"\[2, 2, Cin, Cout\]"):
+        conv.conv_transpose_2x2(x, jnp.ones((2, 2, 4, 6)))
