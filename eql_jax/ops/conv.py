@@ -200,24 +200,26 @@ _conv_with_matmul_gradient.defvjp(_conv_forward, _conv_backward)
 def _weight_gradient_stride_1(x, grad, kernel_shape, strides, padding):
     """dK[i, j] = sum over pixels of x[h + i, w + j]^T grad[h, w], as kh matmuls of contiguous slices.
 
-    Both maps are laid out as one long row of pixels of equal pitch, so that a shift by (i, j) is an offset of
-    i * pitch + j; the zeros between the rows of `grad` hide what wraps around. The kw horizontal shifts are
-    concatenated as channels of the gradient: one matmul kw times as wide is faster than kw matmuls.
+    Both maps of an image are laid out as one long row of pixels of equal pitch, so that a shift by (i, j) is an offset
+    of i * pitch + j; the zeros between the rows of `grad` hide what wraps around. The kw horizontal shifts are
+    concatenated as channels of the gradient: one matmul kw times as wide is faster than kw matmuls. The axis of images
+    is kept until the matmul, so that images spread over devices stay where they are.
     """
     del strides
     kh, kw, cin, cout = kernel_shape
     batch, height, width, _ = x.shape
-    # One spare row, because the last offset runs kw - 1 pixels over the end of the last image.
+    # One spare row, because the last offset runs kw - 1 pixels over the end of the image.
     rows, pitch = height + 2 * padding + 1, width + 2 * padding
-    x = jnp.pad(x, ((0, 0), (padding, padding + 1), (padding, padding), (0, 0))).reshape(-1, cin)
-    grad = jnp.pad(grad, ((0, 0), (0, rows - grad.shape[1]), (0, pitch - grad.shape[2]), (0, 0))).reshape(-1, cout)
+    x = jnp.pad(x, ((0, 0), (padding, padding + 1), (padding, padding), (0, 0))).reshape(batch, -1, cin)
+    grad = jnp.pad(grad, ((0, 0), (0, rows - grad.shape[1]), (0, pitch - grad.shape[2]), (0, 0)))
+    grad = grad.reshape(batch, -1, cout)
     # The pixels cut off at the end are zeros of the padding.
-    span = batch * rows * pitch - (kh - 1) * pitch
-    shifted = [jnp.pad(grad[: span - (kw - 1)], ((j, kw - 1 - j), (0, 0))) for j in range(kw)]
-    shifted = jnp.concatenate(shifted, axis=-1)
+    span = (rows - kh + 1) * pitch
+    shifted = [jnp.pad(grad[:, : span - (kw - 1)], ((0, 0), (j, kw - 1 - j), (0, 0))) for j in range(kw)]
+    shifted = jnp.concatenate(shifted, axis=-1).reshape(-1, kw * cout)
     taps = []
     for i in range(kh):
-        x_rows = lax.slice_in_dim(x, i * pitch, i * pitch + span)
+        x_rows = lax.slice_in_dim(x, i * pitch, i * pitch + span, axis=1).reshape(-1, cin)
         taps.append(_matmul_over_pixels(x_rows, shifted).reshape(cin, kw, cout))
     return jnp.stack(taps).transpose(0, 2, 1, 3)
 

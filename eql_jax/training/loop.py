@@ -5,6 +5,7 @@ is read, so that no state with a loss or gradient that is not finite is ever sav
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -40,13 +41,20 @@ class TrainResult(NamedTuple):
     metrics: Mapping[str, float] | None
 
 
-class _Pending(NamedTuple):
-    """step: updates done after it; time it was handed to the device; its metrics there; ids of this host's images."""
+@dataclasses.dataclass
+class _Pending:
+    """A step under way: updates done after it, its metrics on the device, ids of this host's images, and
+    time.monotonic() when it was first seen to be done."""
 
     step: int
-    time: float
     metrics: Mapping[str, jax.Array]
     image_ids: np.ndarray
+    done: float | None = None
+
+    def look(self) -> None:
+        """Notes the time if the step is done."""
+        if self.done is None and self.metrics["loss"].is_ready():
+            self.done = time.monotonic()
 
 
 def train(
@@ -111,7 +119,7 @@ def train(
                 batch = next(batches)
                 state, metrics = step_function(state, batch.arrays)
                 step += 1
-                log.add(_Pending(step, time.monotonic(), metrics, batch.image_ids))
+                log.add(_Pending(step, metrics, batch.image_ids))
                 if step == first:
                     log.read_all()
                     writer.message(f"first step: {time.monotonic() - started:.1f} s with data and compilation")
@@ -160,6 +168,8 @@ class _MetricLog:
 
     def add(self, pending: _Pending) -> None:
         self._pending.append(pending)
+        for under_way in self._pending:
+            under_way.look()
         while len(self._pending) > LAG:
             self._read(self._pending.popleft())
 
@@ -168,6 +178,8 @@ class _MetricLog:
             self._read(self._pending.popleft())
 
     def _read(self, pending: _Pending) -> None:
+        jax.block_until_ready(pending.metrics["loss"])
+        pending.look()
         values = {k: float(v) for k, v in jax.device_get(dict(pending.metrics)).items()}
         if self._check:
             self._check_finite(pending, values)
@@ -176,7 +188,7 @@ class _MetricLog:
             means = {k: float(np.mean([w[k] for w in self._window])) for k in self._window[0]}
             if self._schedule is not None:
                 means["learning_rate"] = float(self._schedule(pending.step - 1))
-            self._writer.train(pending.step, means, time_of_step=pending.time)
+            self._writer.train(pending.step, means, done=pending.done)
             self._window.clear()
 
     def _check_finite(self, pending: _Pending, values: Mapping[str, float]) -> None:

@@ -52,12 +52,12 @@ class MetricWriter:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def train(self, step: int, metrics: Mapping[str, float], *, time_of_step: float | None = None) -> None:
+    def train(self, step: int, metrics: Mapping[str, float], *, done: float | None = None) -> None:
         """Metrics of training up to `step`; adds images_per_second since the last call.
 
-        time_of_step: time.monotonic() at which the step was made, where its metrics are read later. None: now.
+        done: time.monotonic() when the step was done, where its metrics are read later. None: now.
         """
-        now = time.monotonic() if time_of_step is None else time_of_step
+        now = time.monotonic() if done is None else done
         seconds = max(now - self._last_time, 1e-9)
         rate = self._images * (step - self._last_step) / seconds
         self._timed_steps += step - self._last_step

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_boxes
 import pytest
 
 from eql_jax.ops import boxes as box_ops
+from tests.ops import numpy_boxes
 
 TESTDATA = Path(__file__).parents[1] / "testdata"
 ONES = (1.0, 1.0, 1.0, 1.0)

@@ -1,11 +1,12 @@
 """eql_jax.ops.conv against a direct convolution in NumPy and against plain lax.conv, values and gradients."""
 
-import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from eql_jax.ops import conv
 
@@ -89,9 +90,9 @@ def test_conv2d_bfloat16(cin, k):
     grad = jnp.ones((1, 6, 6, 4), jnp.bfloat16)
     low = values_and_gradients("cpu", x, kernel, grad, padding=k // 2)
     full = values_and_gradients("cpu", *(a.astype(jnp.float32) for a in (x, kernel, grad)), padding=k // 2)
-    for low, full in zip(low, full, strict=True):
-        assert low.dtype == jnp.bfloat16
-        np.testing.assert_allclose(low.astype(np.float32), full, atol=0.02 * np.abs(full).max())
+    for got, expected in zip(low, full, strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(got.astype(np.float32), expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_conv2d_under_vmap_and_jit():
@@ -109,6 +110,25 @@ def test_conv2d_sizes_by_hand():
     ones = jnp.ones((1, 3, 3, 1))
     out = conv.conv2d(ones, jnp.ones((3, 3, 1, 1)), padding=1)[0, :, :, 0]
     np.testing.assert_array_equal(out, [[4, 6, 4], [6, 9, 6], [4, 6, 4]])
+
+
+def test_images_on_several_devices_need_no_all_gather():
+    mesh = jax.make_mesh((4, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    by_image, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    rng = np.random.default_rng(5)
+    x = jax.device_put(rng.standard_normal((8, 6, 6, 128), np.float32), by_image)
+    kernels = [rng.standard_normal((3, 3, 128, 128), np.float32), rng.standard_normal((1, 1, 128, 128), np.float32)]
+    kernels = jax.device_put([*kernels, kernels[0] / 30], everywhere)
+
+    def loss(kernels, x):
+        x = conv.max_pool(conv.conv2d(x, kernels[0], padding=1), strides=1)
+        x = conv.conv2d(x, kernels[1], strides=2)
+        return (conv.conv2d(x, kernels[2], strides=2, padding=1) ** 2).sum()
+
+    with conv.conv_implementation("cpu"):
+        compiled = jax.jit(jax.grad(loss), out_shardings=everywhere).lower(kernels, x).compile()
+    found = re.findall(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)", compiled.as_text())
+    assert set(found) == {"all-reduce"}, found
 
 
 @pytest.mark.parametrize(
@@ -133,6 +153,15 @@ def test_conv2d_refuses_mixed_dtypes_and_unknown_implementation():
         pass
 
 
+def pool_and_gradient(implementation, x, grad, **options):
+    def run(x, grad):
+        out, vjp = jax.vjp(lambda x: conv.max_pool(x, **options), x)
+        return out, vjp(grad)[0]
+
+    with conv.conv_implementation(implementation):
+        return jax.jit(run)(x, grad)
+
+
 @pytest.mark.parametrize(("window", "strides", "padding"), [(3, 2, 1), (1, 2, 0), (2, 2, 0)])
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 9, 7, 2)])
 def test_max_pool(window, strides, padding, shape):
@@ -149,17 +178,10 @@ def test_max_pool(window, strides, padding, shape):
         i, j = np.unravel_index(patch.argmax(), patch.shape)  # the first maximum takes the gradient
         expected_grad[b, h * strides + i, w * strides + j, c] += weight[b, h, w, c]
     expected_grad = expected_grad[:, padding : padding + shape[1], padding : padding + shape[2]]
-
-    def run(x, weight):
-        out, vjp = jax.vjp(lambda x: conv.max_pool(x, window=window, strides=strides, padding=padding), x)
-        return out, vjp(weight)[0]
-
     for name in ("cpu", "xla"):
-        run = functools.partial(run)  # a new function, so that jit traces it again
-        with conv.conv_implementation(name):
-            out, grad = jax.jit(run)(x, weight)
-            np.testing.assert_array_equal(out, expected, err_msg=name)
-            np.testing.assert_array_equal(grad, expected_grad, err_msg=name)
+        out, grad = pool_and_gradient(name, x, weight, window=window, strides=strides, padding=padding)
+        np.testing.assert_array_equal(out, expected, err_msg=name)
+        np.testing.assert_array_equal(grad, expected_grad, err_msg=name)
 
 
 def test_max_pool_keeps_nan_and_refuses_wide_padding():

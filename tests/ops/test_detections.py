@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_boxes
 import pytest
 
 from eql_jax.ops import boxes as box_ops
 from eql_jax.ops.detections import select_detections
+from tests.ops import numpy_boxes
 
 TESTDATA = Path(__file__).parents[1] / "testdata"
 HEAD = (10.0, 10.0, 5.0, 5.0)

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_boxes
 import pytest
 
 from eql_jax.ops.matching import Matches, match_boxes
+from tests.ops import numpy_boxes
 
 TESTDATA = Path(__file__).parents[1] / "testdata"
 ANCHORS = dict(positive_iou=0.7, negative_iou=0.3, low_quality=True)

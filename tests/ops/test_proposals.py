@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_boxes
 import pytest
 
 from eql_jax.ops import boxes as box_ops
 from eql_jax.ops.matching import match_boxes
 from eql_jax.ops.proposals import RPN_WEIGHTS, select_proposals
 from eql_jax.ops.sampling import sample_rois
+from tests.ops import numpy_boxes
 
 TESTDATA = Path(__file__).parents[1] / "testdata"
 

@@ -5,13 +5,13 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_boxes
 from jax.sharding import AxisType, PartitionSpec
 
 from eql_jax.ops.detections import select_detections
 from eql_jax.ops.matching import match_boxes
 from eql_jax.ops.proposals import select_proposals
 from eql_jax.ops.sampling import sample_anchors, sample_rois
+from tests.ops import numpy_boxes
 
 COLLECTIVES = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\("
 
