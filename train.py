@@ -6,7 +6,7 @@
 
 A workdir gets config.json, versions.json, checkpoints/, metrics.jsonl, tensorboard/, evaluation/ and pictures/.
 Exit status: 0 done, or stopped by Ctrl-C or SIGTERM with the state saved; 2 something to be put right by the user
-(config, data, checkpoint, disk); 1 a loss that is not finite, or a fault of the programme.
+(config, data, checkpoint, disk); 1 a loss that is not finite, or a fault of the programme; 130 a second Ctrl-C.
 """
 
 import argparse
@@ -56,6 +56,8 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     # ------------------------------------------------------------------------------------------------ data
     data = load_data(config)
     classes = Classes.of(data.statistics)
+    tail = make_tail(config, letters=classes.letters, image_counts=data.statistics.image_counts)
+    LOG.info(tail.summary)
 
     # ------------------------------------------------------------------------------------------------ model, optimizer
     model = build_model(config, len(classes))
@@ -69,8 +71,6 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         return create_state(init_model(model, key), optimizer.transform, ema=config.optimizer.ema_decay > 0)
 
     state = jax.jit(initialise, out_shardings=mesh_lib.replicated(mesh))()
-    tail = make_tail(config, letters=classes.letters, image_counts=data.statistics.image_counts)
-    LOG.info(tail.summary)
     step_function = make_train_step(model, optimizer.transform, config, tail.weights, mesh)
 
     with Checkpoints(workdir, config, classes) as checkpoints:
@@ -135,7 +135,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def run_evaluation_mode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     # ------------------------------------------------------------------------------------------------ checkpoint
-    found = load_for_inference(options.workdir, checkpoint=options.checkpoint)
+    found = load_for_inference(options.workdir, checkpoint=options.checkpoint or "best")
     config = config_lib.load_config(options.config or found.config, overrides, base=base.get_config())
     check_architecture(found.config, config, where=f"checkpoint of step {found.step} in {options.workdir}")
     mesh_lib.check_batch_sizes(config)
@@ -179,10 +179,15 @@ def main() -> None:
     parser.add_argument("--config", help="Python file with get_config(); default: the config of the workdir's run")
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--mode", choices=("train", "eval"), default="train")
-    parser.add_argument("--checkpoint", default="best", help="for --mode=eval: best (default), latest or a step")
+    parser.add_argument("--checkpoint", help="for --mode=eval: best (default), latest or a step")
     parser.add_argument("--out", type=Path, help="for --mode=eval; default: WORKDIR/evaluation_NAME of the annotations")
     parser.add_argument("--distributed", action="store_true", help="several hosts: calls jax.distributed.initialize()")
     options, overrides = parser.parse_known_args()
+    if options.mode == "train" and (options.checkpoint or options.out):
+        parser.error(
+            "--checkpoint and --out are for --mode=eval. Training goes on from the newest checkpoint of --workdir, or "
+            "starts from another run's with --config.train.init_from=DIR"
+        )
     if options.distributed:
         jax.distributed.initialize()
     logging.basicConfig(format="%(message)s", force=True)  # some import has set one up already

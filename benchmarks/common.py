@@ -55,7 +55,7 @@ def synthetic_batch(
     mask_size: int,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """A training batch of noise images with `objects` elliptic objects each; LVIS-like sizes (log-uniform, 16 px up)."""
+    """A training batch of noise images with `objects` ellipses each, of LVIS-like sizes (log-uniform from 16 px up)."""
     rng = np.random.default_rng(seed)
     size = np.exp(rng.uniform(np.log(16), np.log(min(height, width) / 1.5), (batch, objects, 2)))
     centre = rng.uniform(size / 2, np.array([width, height]) - size / 2)

@@ -18,11 +18,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 def run(args: argparse.Namespace, num_classes: int) -> dict[str, object]:
     import jax
     import numpy as np
-    from eql_jax.training.mesh import make_mesh
 
     from benchmarks import common
     from configs import base
     from eql_jax.models import build_model, init_model, trainable_mask
+    from eql_jax.training.mesh import make_mesh
     from eql_jax.training.optimizer import make_optimizer
     from eql_jax.training.state import create_state
     from eql_jax.training.train_step import make_train_step

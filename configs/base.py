@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.data.train_images = ""  # folder; files are found by coco_url (split folder + name), file_name or bare name
     c.data.val_annotations = ""
     c.data.val_images = ""
-    # Arguments of eql_jax.data.supershapes, which makes the four paths above when they are missing; empty for real data.
+    # Arguments of eql_jax.data.supershapes, which makes the data set when the paths above are empty; {} for real data.
     c.data.supershapes = ConfigDict()
     # Where class frequencies (r/c/f letters, image counts) come from: 'lvis_v1' and 'lvis_v0.5' are the training counts
     # shipped with the package; 'train_annotations' counts (or reads) the training file; else the path of a JSON.
@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
     m.eql.num_images = (
         99388  # the denominator of f: 99388 annotated training images of v1 (v0.5: 56740, the paper 57263)
     )
-    m.eql.function = "step"  # T below lambda: 'step', 'exponential' or 'gompertz'
+    m.eql.function = "step"  # T below lambda: 'step', 'exponential' or 'gompertz'; with letters only 'step'
     m.eql.background_keeps_negatives = True  # E(r): False drops the tail's negatives on background proposals too
     m.eql.verified_negatives = (
         False  # paper section 4.2: weight 1 for classes annotated or verified absent in the image
@@ -137,12 +137,15 @@ def get_config() -> ConfigDict:
     o.warmup_steps = 1000
     o.warmup_factor = 0.001  # of the learning rate, at step 0
     o.clip_norm = 0.0  # global gradient norm; 0: off
-    # (regex over the parameter's path, factor of learning rate, factor of weight decay); the first match counts.
-    o.groups = ((r".*/(norm|bn)[^/]*/.*", 1.0, 0.0), (r".*/bias", 1.0, 1.0))
+    # (regex over the parameter's path, factor of learning rate, factor of weight decay); the first match counts, none
+    # means (1, 1). Here: no decay for norms. (".*bias", 2.0, 0.0) would double the rate of biases and spare them decay.
+    o.groups = ((r".*/norm/.*", 1.0, 0.0),)
     o.ema_decay = 0.0  # exponential moving average of the parameters, used for evaluation; 0: off
 
     # ---------------------------------------------------------------- devices
-    c.mesh = ConfigDict(dict(data=-1, model=1))  # -1: all that is left
+    # Devices along each axis, -1: all that are left. Batches are spread over 'data'; nothing is sharded over 'model' so
+    # far, so devices along it repeat each other's work.
+    c.mesh = ConfigDict(dict(data=-1, model=1))
 
     # ---------------------------------------------------------------- evaluation, logs, checkpoints
     e = c.eval = ConfigDict()

@@ -4,8 +4,9 @@
         --config.data.train_annotations=LVIS/lvis_v1_train.json --config.data.train_images=COCO \
         --config.data.val_annotations=LVIS/lvis_v1_val.json --config.data.val_images=COCO
 
-COCO is the folder that holds train2017/ and val2017/: part of LVIS's validation images lie in train2017. The backbone's
-BatchNorm is frozen, so start from ImageNet or detector weights (config.train.init_from).
+COCO is the folder that holds train2017/ and val2017/: part of LVIS's validation images lie in train2017. The stem, res2
+and all BatchNorm are frozen, so start from trained weights (config.train.init_from, another run's workdir); to train
+from scratch, set config.model.backbone.norm=group_norm and config.model.backbone.freeze_at=0.
 """
 
 from configs import base

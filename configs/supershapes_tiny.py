@@ -41,7 +41,6 @@ def get_config():
     m.box_head.fc_dim = 256
     m.mask_head.num_convs = 2
     m.mask_head.channels = 48
-    m.mask_head.pool_size = 14
     m.test.detections_per_image = 100
     m.test.candidates = 1000
 

@@ -22,9 +22,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eql_jax.data.annotations import ImageRecord, load_annotations
-from eql_jax.data.images import ImageError, read_image, read_size
+from eql_jax.data.annotations import load_annotations
+from eql_jax.data.images import ImageError, read_image
 from eql_jax.data.pipeline import EvalBatches, make_prediction_batches
+from eql_jax.data.records import ImageRecord
 from eql_jax.data.transforms import Size
 from eql_jax.data.validation import AnnotationError
 from eql_jax.evaluation.results import Result, ResultWriter
@@ -40,13 +41,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m eql_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, help="directory of a training run, or one checkpoint in it")
+    parser.add_argument(
+        "--workdir", required=True, help="directory of a training run, or one checkpoint in it (a path)"
+    )
     parser.add_argument(
         "--images", required=True, nargs="+", help="image files, patterns or folders; with --image_info one folder"
     )
     parser.add_argument("--out", required=True, type=Path, help="where to write")
     parser.add_argument("--image_info", help="LVIS or COCO JSON that lists the images, such as those of the test sets")
-    parser.add_argument("--checkpoint", default="best", help="best (default), latest, a step, or a checkpoint's path")
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step of the run")
     parser.add_argument(
         "--score_threshold", type=float, default=0.3, help="what is drawn; results hold more (%(default)s)"
     )
@@ -89,8 +92,8 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def records_of_image_info(path: str, images_dir: str, class_ids: Sequence[int]) -> list[ImageRecord]:
-    """The images that a JSON lists.
+def records_of_image_info(path: str, images_dir: str, classes: Mapping[int, str]) -> list[ImageRecord]:
+    """The images that a JSON lists. `classes`: names of the model's classes by category id.
 
     Raises:
       AnnotationError: the file cannot be used, or its categories are not those of the model, so that results would be
@@ -99,26 +102,28 @@ def records_of_image_info(path: str, images_dir: str, class_ids: Sequence[int]) 
     annotations = load_annotations(path, images_dir, require_annotations=False)
     if annotations.report.total:
         print(annotations.report.summary(), file=sys.stderr)
-    listed = set(annotations.class_ids.tolist())
-    unknown = sorted(set(class_ids) - listed)
+    # By name too: the ids of LVIS v1 are all among those of v0.5, for other classes.
+    listed = {category.id: category.name for category in annotations.categories}
+    unknown = [f"id {i} {name!r} (there {listed.get(i)!r})" for i, name in classes.items() if listed.get(i) != name]
     if unknown:
         raise AnnotationError(
-            f"{path} has {len(listed)} categories, the model {len(class_ids)}; {len(unknown)} of the model's category "
-            f"ids are not in the file, among them {unknown[:5]}. Take a JSON of the data set the model was trained on"
+            f"{path} has {len(listed)} categories, the model {len(classes)}; {len(unknown)} of the model's are not in "
+            f"the file: {', '.join(unknown[:5])}. Take a JSON of the data set the model was trained on"
         )
     return annotations.images
 
 
 def _print_skipped(batches: EvalBatches, reported: int) -> int:
     """Reports what was skipped since `reported`, and returns how many there are by now."""
-    for skipped in batches.skipped[reported:]:
+    new = batches.skipped[reported:]  # a copy: the threads that read images may add to the list meanwhile
+    for skipped in new:
         print(f"skipped {skipped.path}: {skipped.reason}", file=sys.stderr)
-    return len(batches.skipped)
+    return reported + len(new)
 
 
 def _draw(record: ImageRecord, results: list[Result], labels: Mapping[int, ClassLabel], options: argparse.Namespace):
     try:
-        image = read_image(record.path, expected=Size(record.height, record.width) if record.width else None)
+        image = read_image(record.path, expected=Size(record.height, record.width))
     except ImageError:
         return  # it was readable a moment ago; its results stand
     name = f"{record.id:06d}_{record.path.stem}.jpg" if not options.image_info else f"{record.path.stem}.jpg"
@@ -129,11 +134,11 @@ def _draw(record: ImageRecord, results: list[Result], labels: Mapping[int, Class
 def _describe_images(batches: EvalBatches, labels: Mapping[int, ClassLabel]) -> dict[str, Any]:
     """An image_info JSON of what was predicted on."""
     skipped = {s.path for s in batches.skipped}
-    images = []
-    for record in batches.records.values():
-        if record.path not in skipped:
-            size = read_size(record.path)
-            images.append({"id": record.id, "file_name": str(record.path), "width": size.width, "height": size.height})
+    images = [
+        {"id": record.id, "file_name": str(record.path), "width": record.width, "height": record.height}
+        for record in batches.records.values()
+        if record.path not in skipped
+    ]
     categories = [{"id": i, "name": label.name, "frequency": label.letter} for i, label in labels.items()]
     return {"images": images, "categories": categories}
 
@@ -144,13 +149,12 @@ def predict(options: argparse.Namespace) -> int:
     from eql_jax.training.checkpoints import load_for_inference
     from eql_jax.training.eval_step import make_detector
 
-    if Path(options.checkpoint).is_dir():
-        loaded = load_for_inference(options.checkpoint)
-    else:
-        loaded = load_for_inference(options.workdir, checkpoint=options.checkpoint)
+    loaded = load_for_inference(options.workdir, checkpoint=options.checkpoint)
     classes, config = loaded.classes, loaded.config
     if options.image_info:
-        images: list = records_of_image_info(options.image_info, options.images[0], classes.ids)
+        images: list = records_of_image_info(
+            options.image_info, options.images[0], dict(zip(classes.ids, classes.names, strict=True))
+        )
     else:
         images = find_images(options.images)
     batches = make_prediction_batches(images, config, batch_size=options.batch_size)

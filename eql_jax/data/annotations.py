@@ -97,7 +97,7 @@ def _list_of_records(content: dict, key: str, path: Path) -> list[dict]:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _read_categories(listed: list[dict], path: Path, report: FaultReport) -> list[dict]:
@@ -121,8 +121,9 @@ def _read_images(listed: list[dict], path: Path, report: FaultReport) -> dict[in
     by_id: dict[int, dict] = {}
     for record in listed:
         identity, sides = record.get("id"), (record.get("width"), record.get("height"))
-        if not _is_id(identity) or not all(_is_id(side) and side > 0 for side in sides):
-            message = f"found id {identity!r}, width and height {sides}, expected integers and positive sides"
+        # Negative ids are taken: -1 marks the padding rows of a batch.
+        if not _is_id(identity) or identity < 0 or not all(_is_id(side) and side > 0 for side in sides):
+            message = f"found id {identity!r}, width and height {sides}, expected integers, id >= 0 and positive sides"
             report.add("bad image record", file=path, record_id=identity, message=message)
         elif identity in by_id:
             report.add("duplicate image id", file=path, record_id=identity, message="listed before")
@@ -227,7 +228,11 @@ def _read_segmentation(record: dict, width: int, height: int, path: Path, report
         if usable and np.isfinite(part).all():
             polygons.append(part.reshape(-1, 2).astype(np.float32))
         else:
-            what = f"{part.size} numbers, as {part[:6].tolist()}" if isinstance(part, np.ndarray) else repr(part)[:60]
+            what = (
+                f"{part.size} numbers, as {part.ravel()[:6].tolist()}"
+                if isinstance(part, np.ndarray)
+                else repr(part)[:60]
+            )
             message = f"found {what}, expected finite x, y of at least three points"
             report.add("bad polygon", file=path, record_id=identity, message=message)
     if not polygons:
@@ -282,7 +287,8 @@ def _build_records(
 def _class_list(image: dict, key: str, class_of: dict[int, int], path: Path, report: FaultReport) -> np.ndarray:
     """Returns a list of category ids of an image as classes, int32."""
     classes = []
-    for category_id in image.get(key) or []:
+    listed = image.get(key) or []
+    for category_id in listed if isinstance(listed, list) else [listed]:
         if _is_id(category_id) and category_id in class_of:
             classes.append(class_of[category_id])
         else:

@@ -145,13 +145,13 @@ def _from_file(source: str) -> _Counts:
                 record["name"],
                 record.get("synset", ""),
                 record.get("frequency") or frequency_letter(record["image_count"]),
-                record["image_count"],
-                record["instance_count"],
+                int(record["image_count"]),
+                int(record["instance_count"]),
             )
             for record in content["categories"]
         }
         num_images = len({annotation["image_id"] for annotation in content["annotations"]})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise AnnotationError(
             f"{path} has no class counts ({type(error).__name__}: {error}): expected an LVIS file with annotations and "
             "categories with image_count and instance_count, or the form of eql_jax/data/counts/*.json"

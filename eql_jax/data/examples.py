@@ -36,16 +36,13 @@ class ExampleShape(NamedTuple):
 def eval_example(record: ImageRecord, *, bucket: Size, shorter_side: int, longest_side: int) -> dict[str, np.ndarray]:
     """Reads and resizes an image for evaluation or prediction.
 
-    A record whose width and height are 0 (a plain path) takes the size that the file has.
-
     Returns:
       image uint8 [H, W, 3], image_size int32 [2], original_size int32 [2] (both height, width), image_id int64 [].
 
     Raises:
       ImageError: the file cannot be used.
     """
-    expected = Size(record.height, record.width) if record.width else None
-    return _pixels(record, expected, bucket, shorter_side, longest_side, flip=False)
+    return _pixels(record, bucket, shorter_side, longest_side, flip=False)
 
 
 def train_example(
@@ -62,9 +59,8 @@ def train_example(
     Raises:
       ImageError: the file cannot be used.
     """
-    original = Size(record.height, record.width)
     side, flip = augmentation
-    example = _pixels(record, original, bucket, side, longest_side, flip=flip)
+    example = _pixels(record, bucket, side, longest_side, flip=flip)
     objects = record.objects
     chosen = largest_objects(objects.boxes, shape.max_objects)
     n = chosen.size
@@ -73,7 +69,9 @@ def train_example(
     classes = np.full(shape.max_objects, -1, np.int32)
     ignore = np.zeros(shape.max_objects, bool)
     masks = np.zeros((shape.max_objects, shape.mask_size, shape.mask_size), np.uint8)
-    boxes[:n] = resize_boxes(objects.boxes[chosen], old=original, new=Size(*example["image_size"]), flip=flip)
+    boxes[:n] = resize_boxes(
+        objects.boxes[chosen], old=Size(record.height, record.width), new=Size(*example["image_size"]), flip=flip
+    )
     classes[:n] = objects.classes[chosen]
     ignore[:n] = objects.ignore[chosen]
     for row, i in enumerate(chosen):
@@ -111,9 +109,9 @@ def largest_objects(boxes: np.ndarray, max_objects: int) -> np.ndarray:
 
 
 def _pixels(
-    record: ImageRecord, expected: Size | None, bucket: Size, shorter_side: int, longest_side: int, *, flip: bool
+    record: ImageRecord, bucket: Size, shorter_side: int, longest_side: int, *, flip: bool
 ) -> dict[str, np.ndarray]:
-    image = read_image(record.path, expected=expected)
+    image = read_image(record.path, expected=Size(record.height, record.width))
     wanted = output_size(image.height, image.width, shorter_side=shorter_side, longest_side=longest_side)
     size = fit_size(wanted, bucket)
     return {

@@ -23,6 +23,10 @@ from eql_jax.data.validation import FaultReport
 
 _EXIF_ORIENTATION = 0x0112
 
+# Corrupt EXIF data is no reason to worry the user. Here and not around each read: `warnings.catch_warnings` is not
+# thread-safe.
+warnings.filterwarnings("ignore", message="(Possibly c|C)orrupt EXIF data", category=UserWarning)
+
 
 class ImageError(ValueError):
     """An image file cannot be used. `kind` is a kind of `validation.FAULT_KINDS`."""
@@ -33,15 +37,19 @@ class ImageError(ValueError):
 
 
 def read_size(path: str | Path) -> Size:
-    """Returns height and width from the file's header, EXIF orientation applied. Nothing is decoded.
+    """Returns height and width from the file's header, EXIF orientation applied.
 
     Raises:
       ImageError: the file is missing or no image.
     """
     try:
         with Image.open(path) as image:
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+            if turned and image.format == "TIFF":  # those Pillow turns itself, when it decodes them
+                image.load()
+                turned = False
             width, height = image.size
-            return Size(width, height) if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5 else Size(height, width)
+            return Size(width, height) if turned else Size(height, width)
     except FileNotFoundError as error:
         raise ImageError("missing image", "no such file") from error
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and more
@@ -58,17 +66,15 @@ def read_image(path: str | Path, *, expected: Size | None = None) -> Image.Image
       ImageError: the file is missing, truncated or no image, or its size is not the expected one.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # corrupt EXIF data is no reason to worry the user
-            with Image.open(path) as opened:
-                opened.load()
-                stored = Size(opened.height, opened.width)
-                image = opened
-                if opened.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-                    turned = ImageOps.exif_transpose(opened)
-                    if expected is None or expected == (turned.height, turned.width) or expected != stored:
-                        image = turned
-                image = _to_rgb(image)
+        with Image.open(path) as opened:
+            opened.load()
+            stored = Size(opened.height, opened.width)
+            image = opened
+            if opened.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+                turned = ImageOps.exif_transpose(opened)
+                if expected is None or expected == (turned.height, turned.width) or expected != stored:
+                    image = turned
+            image = _to_rgb(image)
     except FileNotFoundError as error:
         raise ImageError("missing image", "no such file") from error
     except Exception as error:

@@ -34,7 +34,7 @@ from eql_jax.data.buckets import choose_bucket, parse_buckets
 from eql_jax.data.examples import EVAL_DTYPES, TRAIN_DTYPES, ExampleShape, eval_example, padding_example, train_example
 from eql_jax.data.images import ImageError, read_size
 from eql_jax.data.parallel import tf_batches, threaded_batches
-from eql_jax.data.records import Annotations, ImageRecord, empty_objects
+from eql_jax.data.records import Annotations, ImageRecord, empty_objects, evenly_spaced
 from eql_jax.data.samplers import Sampler, repeat_factors
 from eql_jax.data.transforms import Size, draw_augmentation
 from eql_jax.data.validation import AnnotationError, FaultReport
@@ -206,12 +206,8 @@ def make_eval_batches(
     Raises:
       ValueError: the batch does not divide among the hosts, a config value is out of range.
     """
-    records = annotations.images
-    if 0 < config.eval.max_images < len(records):
-        chosen = np.linspace(0, len(records) - 1, config.eval.max_images).round().astype(int)
-        records = [records[i] for i in chosen]
     return EvalBatches(
-        records,
+        evenly_spaced(annotations.images, config.eval.max_images) if config.eval.max_images else annotations.images,
         config,
         batch_size=config.eval.batch_size,
         host=host,
@@ -260,7 +256,7 @@ class EvalBatches:
     image_id -1. A row whose file cannot be used becomes such a row, too.
 
     Attributes:
-      records: dict image id -> `ImageRecord`, of all images of all hosts that may come.
+      records: dict image id -> `ImageRecord` with its size, of all images of all hosts that may come.
       report: faults of image files met so far, and notes.
       skipped: list of `SkippedImage`: images of this host that were met and cannot be used, each once.
     """
@@ -288,7 +284,7 @@ class EvalBatches:
         self._workers = data.workers or os.cpu_count() or 1
         self._prefetch = data.prefetch
         self._use_tensorflow = use_tensorflow
-        self._records = [record for record in records if record.width or self._has_header(record)]
+        self._records = [record for record in map(self._with_size, records) if record is not None]
         self.records = {record.id: record for record in self._records}
         assigned = np.array(
             _assign_buckets(self._records, self._buckets, self._shorter_side, self._longest_side, report), np.int64
@@ -319,13 +315,16 @@ class EvalBatches:
             prefetch=self._prefetch,
         )
 
-    def _has_header(self, record: ImageRecord) -> bool:
+    def _with_size(self, record: ImageRecord) -> ImageRecord | None:
+        """The record; a plain path's with the size that the file's header states, None where that cannot be read."""
+        if record.width:
+            return record
         try:
-            read_size(record.path)
+            height, width = read_size(record.path)
         except ImageError as error:
             self._skip(record, error)
-            return False
-        return True
+            return None
+        return record._replace(height=height, width=width)
 
     def _skip(self, record: ImageRecord, error: ImageError) -> None:
         with self._lock:
@@ -372,8 +371,9 @@ def _assign_buckets(
     assigned = []
     shrunk = 0
     for record in records:
-        size = Size(record.height, record.width) if record.width else read_size(record.path)
-        choice = choose_bucket(*size, buckets=buckets, shorter_side=shorter_side, longest_side=longest_side)
+        choice = choose_bucket(
+            record.height, record.width, buckets=buckets, shorter_side=shorter_side, longest_side=longest_side
+        )
         assigned.append(choice.index)
         shrunk += not choice.fits
     if shrunk:

@@ -86,6 +86,22 @@ def decode_run_lengths(rle: RunLengths) -> np.ndarray:
     return np.repeat(values, rle.counts).reshape(rle.width, rle.height).T
 
 
+def to_rle(segmentation: list | dict, *, height: int, width: int) -> dict:
+    """Segmentation of an annotation or a result (polygons, or run lengths of either form) as compressed run lengths.
+
+    Args:
+      segmentation: flat polygons of at least three points each, or {'size', 'counts'}; not checked here.
+      height, width: of the image.
+    """
+    from pycocotools import mask as mask_api
+
+    if isinstance(segmentation, list):
+        return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask_api.frPyObjects(segmentation, height, width)
+    return dict(segmentation)
+
+
 def crop_mask(segmentation: tuple[np.ndarray, ...] | RunLengths, box: np.ndarray, *, mask_size: int) -> np.ndarray:
     """Crops a mask to its box and samples it on a grid of mask_size x mask_size cells.
 

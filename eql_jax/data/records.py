@@ -94,7 +94,7 @@ class ImageRecord(NamedTuple):
     Attributes:
       id: the file's image id.
       path: where the image file is.
-      width, height: as the JSON states them; 0 for a plain path, whose file says it.
+      width, height: as the JSON states them; 0 for a plain path, until `pipeline.EvalBatches` has looked into the file.
       neg_classes: int32, classes verified absent (LVIS neg_category_ids).
       not_exhaustive_classes: int32, classes of which not every object is annotated.
       objects: see `Objects`.
@@ -135,6 +135,13 @@ class Annotations(NamedTuple):
 def frequency_letter(image_count: int) -> str:
     """'r' for up to 10 images, 'c' for 11 to 100, 'f' above (LVIS)."""
     return "r" if image_count <= RARE_MAX_IMAGES else "c" if image_count <= COMMON_MAX_IMAGES else "f"
+
+
+def evenly_spaced(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    """`count` of the records at even distances, the first and the last among them; all where there are no more."""
+    if count >= len(records):
+        return list(records)
+    return [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
 
 
 def pack_objects(objects: Sequence[ObjectRecord]) -> Objects:

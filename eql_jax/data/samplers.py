@@ -90,7 +90,6 @@ class Sampler:
         self._names = np.unique(buckets)  # buckets that have images
         self._members = {int(b): np.flatnonzero(buckets == b) for b in self._names}
         weights = np.array([self._factors[self._members[int(b)]].sum() for b in self._names])
-        self.images_per_epoch = float(weights.sum())
         # Upper ends of the buckets' shares of [0, 2**64), but for the last, whose end is 2**64 itself.
         shares = np.cumsum(weights)[:-1] / weights.sum()
         self._ends = np.array([min(int(share * 2**64), 2**64 - 1) for share in shares], np.uint64)
@@ -99,11 +98,6 @@ class Sampler:
         self._epoch_ends: dict[int, list[int]] = {int(b): [] for b in self._names}  # repeat factors: in images
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         self._lock = threading.Lock()
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which as many images are seen as an epoch has (repeats counted)."""
-        return self.images_per_epoch / self.batch_size
 
     def members(self, bucket: int) -> np.ndarray:
         """Returns the indices of a bucket's images, int64, rising."""

@@ -26,9 +26,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from eql_jax.data.records import frequency_letter
 from eql_jax.data.shapes.catalogue import MAX_CLASSES, ShapeClass, shape_classes
 from eql_jax.data.shapes.make import SPLITS, Job, Picture, make_pictures, picture_name
-from eql_jax.data.shapes.plan import balanced_counts, frequency_letter, long_tail_counts, spread
+from eql_jax.data.shapes.plan import balanced_counts, long_tail_counts, spread
 from eql_jax.data.shapes.scene import DIFFICULTIES
 
 VERSION = 1  # of the pictures: a folder made by another version is not taken for the one asked for
@@ -348,7 +349,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = vars(parser.parse_args(argv))
     try:
         paths = ensure_supershapes(flags.pop("out"), **flags)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     with open(paths.train_annotations, encoding="utf-8") as file:
         letters = [c["frequency"] for c in json.load(file)["categories"]]

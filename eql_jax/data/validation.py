@@ -8,7 +8,6 @@ file (cut in half, not JSON, no images) raises in either mode.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from typing import NamedTuple
 
 # kind -> what it means and what is done about it, as the summary prints it.
@@ -16,12 +15,12 @@ FAULT_KINDS = {
     "missing image": "image file not found; the image is left out",
     "unreadable image": "image file cannot be decoded (truncated, empty or no image); another image takes its place",
     "size mismatch": "width and height of the file differ from the JSON; another image takes its place",
-    "bad image record": "image without usable id, width or height; left out with its annotations",
+    "bad image record": "image without usable id (0 or more), width or height; left out with its annotations",
     "duplicate image id": "the first is kept",
     "duplicate category id": "the first is kept",
     "duplicate annotation id": "the first is kept",
     "bad category": "category without usable id or name; left out with its annotations",
-    "unknown category": "category id that the file does not define; the annotation is left out",
+    "unknown category": "category id that the file does not define; the annotation (or the list's entry) is left out",
     "unknown image": "annotation of an image id that the file does not list; left out",
     "degenerate box": "box without four finite numbers or without positive width and height; the object is left out",
     "box outside": "box entirely outside its image; the object is left out",
@@ -103,16 +102,3 @@ class FaultReport:
                 lines.append(f"           ... and {count - len(self.examples[kind])} more")
         lines.extend(f"{count:6d} x {text}" for text, count in sorted(self.notes.items()))
         return "\n".join(lines)
-
-
-def merge_reports(reports: Iterable[FaultReport]) -> FaultReport:
-    """Returns one report with the counts, examples and notes of all, in order."""
-    merged = FaultReport()
-    for report in reports:
-        for kind, count in report.counts.items():
-            merged.counts[kind] = merged.counts.get(kind, 0) + count
-            merged.examples.setdefault(kind, []).extend(report.examples[kind])
-            del merged.examples[kind][merged.max_examples :]
-        for text, count in report.notes.items():
-            merged.notes[text] = merged.notes.get(text, 0) + count
-    return merged

@@ -162,6 +162,11 @@ def _select_results(
                 f"result {number} (image {result['image_id']}) has no '{key}', so iou_type '{iou_type}' cannot be "
                 f"evaluated; found keys {sorted(result)}"
             )
+        if iou_type == "segm" and not (isinstance(result[key], Mapping) and {"size", "counts"} <= result[key].keys()):
+            raise ValueError(
+                f"result {number} (image {result['image_id']}): expected run lengths with 'size' and 'counts' as its "
+                f"segmentation, found {str(result[key])[:60]}"
+            )
         if iou_type == "segm" and list(result[key]["size"]) != sizes[result["image_id"]]:
             other_sizes.add(result["image_id"])
             continue

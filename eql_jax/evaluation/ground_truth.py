@@ -17,6 +17,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from eql_jax.data.polygons import parse_run_lengths, to_rle
+
 LETTERS = ("r", "c", "f")  # rare, common, frequent: the order of the official package
 _MAX_NAMED = 5  # ids that a note names of each kind of fault
 
@@ -29,14 +31,12 @@ class GroundTruth:
       dataset: LVIS JSON with the keys that the official code reads: images, annotations, categories.
       letters: 'r', 'c', 'f', or '' where unknown, by category id, for every category in ascending order of id.
       crowds: crowd annotations by (image id, category id).
-      federated: whether the file says which classes were verified in which image (LVIS), or all were in all (COCO).
       notes: one sentence for each kind of fault found.
     """
 
     dataset: dict[str, Any]
     letters: dict[int, str]
     crowds: dict[tuple[int, int], list[dict[str, Any]]]
-    federated: bool
     notes: tuple[str, ...]
 
 
@@ -87,8 +87,12 @@ def _usable_segmentation(segmentation: Any, image: Mapping[str, Any]) -> Any:
     if isinstance(segmentation, list):
         parts = [p for p in segmentation if _numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
         return parts or None
-    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), (list, str, bytes)):
-        return segmentation if list(segmentation.get("size", ())) == [image["height"], image["width"]] else None
+    if isinstance(segmentation, dict):
+        try:
+            rle = parse_run_lengths(segmentation)  # pycocotools reads beyond its memory for some faulty ones
+        except ValueError:
+            return None
+        return segmentation if (rle.height, rle.width) == (image["height"], image["width"]) else None
     return None
 
 
@@ -140,17 +144,6 @@ def _clean_annotation(
     clean["ignore"] = int(bool(record.get("ignore", 0)))
     clean["iscrowd"] = int(bool(record.get("iscrowd", 0)))
     return clean
-
-
-def to_rle(segmentation: Any, *, height: int, width: int) -> dict[str, Any]:
-    """Polygons, uncompressed or compressed RLE as compressed RLE."""
-    from pycocotools import mask as mask_utils
-
-    if isinstance(segmentation, list):
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_utils.frPyObjects(segmentation, height, width)
-    return segmentation
 
 
 def _measure(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -216,6 +209,7 @@ def prepare_ground_truth(
     if image_ids is not None:
         images = _select_images(images, image_ids, source)
 
+    # LVIS says which classes were verified in which image; in COCO all were in all.
     federated = any("neg_category_ids" in image for image in images.values())
     crowds: dict[tuple[int, int], list[dict[str, Any]]] = collections.defaultdict(list)
     kept = []
@@ -255,7 +249,6 @@ def prepare_ground_truth(
         dataset={"images": clean_images, "annotations": kept, "categories": list(categories.values())},
         letters=_clean_letters(categories, letters or {}, fallback_letters or {}),
         crowds=dict(crowds),
-        federated=federated,
         notes=faults.notes(),
     )
 

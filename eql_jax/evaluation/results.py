@@ -9,9 +9,10 @@ themselves, so a run that broke off after a host had finished has lost nothing o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -116,17 +117,19 @@ class ResultWriter:
         self._file.write("[")
 
     def write(self, results: Iterable[Result]) -> None:
-        """Appends results."""
-        for result in results:
-            self._file.write(",\n" if self.count else "\n")
-            self._file.write(json.dumps(result, separators=(",", ":")))
-            self.count += 1
+        """Appends results. Raises OSError with the file's name when the disk is full."""
+        with self._dropped_on_error():
+            for result in results:
+                self._file.write(",\n" if self.count else "\n")
+                self._file.write(json.dumps(result, separators=(",", ":")))
+                self.count += 1
 
     def close(self) -> None:
-        """Completes the file and gives it its name."""
-        self._file.write("\n]\n")
-        self._file.close()
-        os.replace(self._partial, self.path)
+        """Completes the file and gives it its name. Raises as `write`."""
+        with self._dropped_on_error():
+            self._file.write("\n]\n")
+            self._file.close()
+            os.replace(self._partial, self.path)
 
     def __enter__(self) -> ResultWriter:
         return self
@@ -135,8 +138,20 @@ class ResultWriter:
         if kind is None:
             self.close()
         else:
+            self._drop()
+
+    def _drop(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk may refuse what was not written yet
             self._file.close()
-            self._partial.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _dropped_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._drop()
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def load_results(path: str | os.PathLike[str]) -> list[Result]:

@@ -26,9 +26,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from eql_jax.data.annotations import Annotations, ImageRecord
 from eql_jax.data.categories import ClassStatistics
 from eql_jax.data.images import ImageError, read_image
+from eql_jax.data.records import Annotations, ImageRecord, evenly_spaced
 from eql_jax.data.transforms import Size
 from eql_jax.evaluation.evaluator import IOU_TYPES, EvaluationResult, evaluate
 from eql_jax.evaluation.results import Result, ResultWriter, detections_to_results, host_file, merge_results
@@ -171,7 +171,7 @@ def run_evaluation(
     count = config.eval.pictures if pictures is None else pictures
     if count:
         folder = out_dir / "pictures" if pictures_dir is None else Path(pictures_dir)
-        chosen = _spread(list((records or {r.id: r for r in annotations.images}).values()), count)
+        chosen = evenly_spaced(list((records or {r.id: r for r in annotations.images}).values()), count)
         drawn = draw_pictures(folder, chosen, results, annotations, result)
         log(f"{drawn} pictures in {folder}")
     return _share_metrics(result.flat(), max_detections) if num_hosts > 1 else result.flat()
@@ -232,13 +232,6 @@ def _write_tables(
 
 def _by_id(statistics: ClassStatistics, values: Sequence[Any]) -> dict[int, Any]:
     return dict(zip(statistics.category_ids.tolist(), values, strict=True))
-
-
-def _spread(records: list[ImageRecord], count: int) -> list[ImageRecord]:
-    """`count` records at even distances."""
-    if count >= len(records):
-        return records
-    return [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
 
 
 def metric_names(max_detections: int) -> list[str]:

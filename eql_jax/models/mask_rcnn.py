@@ -162,7 +162,8 @@ class MaskRCNN(nn.Module):
         sample = map_images(
             lambda p, v, g, k: sample_rois(p, v, g, k, c.roi, num_classes=self.num_classes, box_weights=BOX_WEIGHTS)
         )(proposals.boxes, proposals.valid, gt, both[:, 1])
-        return terms | self.roi_losses(pyramid, sample, gt, tail_mask, batch.get("verified_classes"))
+        verified = batch["verified_classes"] if c.eql.verified_negatives else None
+        return terms | self.roi_losses(pyramid, sample, gt, tail_mask, verified)
 
     def rpn_losses(self, rpn: RPNOutput, targets: RPNTargets) -> dict[str, jax.Array]:
         """RPN output and targets (labels [B,N], deltas [B,N,4]) -> losses, both over batch_per_image * B."""
@@ -183,12 +184,15 @@ class MaskRCNN(nn.Module):
         tail_mask: jax.Array,
         verified_classes: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        """Losses of the heads on sampled RoIs (all arrays batched)."""
+        """Losses of the heads on sampled RoIs (all arrays batched).
+
+        verified_classes: bool [B,K], classes that EQL spares nothing in that image; None: no such rule.
+        """
         c = self.config
         num_images, num_rois = sample.classes.shape
         hidden = self.box_head.hidden(self.pool(pyramid, sample.boxes, c.box_head.pool_size))
         hidden = hidden.reshape(num_images, num_rois, -1)
-        exempt = verified_classes[:, None] if c.eql.verified_negatives else None
+        exempt = None if verified_classes is None else verified_classes[:, None]
         cls = self.classification_loss(self.box_head.logits(hidden), sample.classes, tail_mask, exempt)
 
         # Foreground RoIs fill the first F slots, so boxes and masks are computed for those alone.

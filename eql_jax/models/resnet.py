@@ -71,7 +71,7 @@ class ResNet(nn.Module):
 
     Attributes:
       depth: 18, 34, 50 or 101.
-      width: channels of the stem; res2..res5 of basic blocks have 1, 2, 4, 8 times as many, bottlenecks four times that.
+      width: channels of the stem; res2..res5 have 1, 2, 4, 8 times in basic blocks, 4, 8, 16, 32 in bottlenecks.
       norm: see layers.NORMS.
       freeze_at: no gradient reaches the first `freeze_at` of stem, res2, res3, res4, res5 (detectron2's FREEZE_AT).
         A live norm in a frozen part uses its running statistics.

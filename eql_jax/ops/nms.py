@@ -90,7 +90,7 @@ def nms_sorted(
     groups: Array,
     block_size: int = 128,
 ) -> NMSResult:
-    """`nms` of candidates that are already ordered by falling score; invalid ones may stand anywhere."""
+    """`nms` of boxes [n, 4] that are ordered by falling score already; those not `valid` [n] may stand anywhere."""
     count = boxes.shape[0]
     if count == 0:
         return NMSResult(jnp.zeros(max_output, jnp.int32), jnp.zeros(max_output, bool))

@@ -179,12 +179,18 @@ def _pool(pyramid, rois, output_size, sampling_ratio, max_samples):
     """[B, T, C] and RoIs -> [B, R, S, S, C]."""
     grid = _grid(rois, output_size, sampling_ratio, max_samples)
 
-    def add(total, corners):
+    def add_half(total, corners):
         for index, weight in zip(*corners, strict=True):
             # Batched over B (not one index over B T rows), so that images spread over devices stay where they are.
             rows = jax.vmap(lambda image, index: image.at[index].get(mode="promise_in_bounds"))(pyramid, index)
             total = total + rows.astype(jnp.float32) * weight[..., None]
-        return total
+        return total, None
+
+    # Two rounds of a loop instead of one expression: the compiler would fuse the gathers into every consumer and repeat
+    # them there, in that consumer's layout (ten times the cost in a mask head on CPU). A loop's result is a buffer.
+    def add(total, corners):
+        halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), corners)
+        return lax.scan(add_half, total, halves)[0]
 
     shape = (*rois.x1.shape, output_size, output_size, pyramid.shape[-1])
     return _accumulate(rois, grid, output_size, add, jnp.zeros(shape, jnp.float32)).astype(pyramid.dtype)

@@ -63,7 +63,7 @@ def sample_anchors(
 def sample_rois(
     labels: Array, *, num: int, positive_fraction: float, key: Array | None = None, rule: Rule = "random"
 ) -> RoISample:
-    """Draws `num` RoIs of an image; arguments and errors as in `sample_anchors`."""
+    """Draws `num` RoIs of an image by their labels [N]; arguments and errors as in `sample_anchors`."""
     chosen = _choose(labels, num=num, positive_fraction=positive_fraction, key=key, rule=rule)
     num_positive = jnp.sum(chosen.positive_valid)
     slot = jnp.arange(num)

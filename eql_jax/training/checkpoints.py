@@ -261,7 +261,7 @@ def load_for_inference(workdir: str | Path, *, checkpoint: str | int = "best") -
 def find_checkpoint(workdir: str | Path, *, checkpoint: str | int = "best") -> Path:
     """Path of a checkpoint; arguments and errors as for `load_for_inference`."""
     workdir = Path(workdir)
-    if (workdir / "run").is_dir():
+    if workdir.name.isdigit() and (workdir / "run").is_dir():
         return workdir
     directory = workdir if workdir.name == "checkpoints" else _checkpoint_dir(workdir)
     steps = sorted(int(p.name) for p in directory.glob("*") if p.is_dir() and p.name.isdigit())

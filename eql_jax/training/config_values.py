@@ -6,7 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from eql_jax.training.optimizer import OPTIMIZERS
+from eql_jax.training.errors import ConfigError
+from eql_jax.training.optimizer import OPTIMIZERS, parameter_factors
 from eql_jax.training.schedules import SCHEDULES
 
 CHOICES = {
@@ -25,6 +26,7 @@ CHOICES = {
 }
 # key: (smallest, largest) value allowed, both inclusive, None: no limit; a tuple's elements each.
 RANGES = {
+    "seed": (0, 2**31 - 1),
     "data.repeat_threshold": (0, 1),
     "data.shorter_side": (1, None),
     "data.longest_side": (1, None),
@@ -33,9 +35,12 @@ RANGES = {
     "data.mask_size": (1, None),
     "data.workers": (0, None),
     "data.prefetch": (1, None),
+    "model.pixel_mean": (0, 255),
+    "model.pixel_std": (1e-3, None),
     "model.backbone.width": (1, None),
     "model.fpn.channels": (1, None),
     "model.rpn.anchor_sizes": (1, None),
+    "model.rpn.aspect_ratios": (1e-2, 1e2),
     "model.rpn.positive_iou": (0, 1),
     "model.rpn.negative_iou": (0, 1),
     "model.rpn.batch_per_image": (1, None),
@@ -48,6 +53,7 @@ RANGES = {
     "model.roi.batch_per_image": (1, None),
     "model.roi.positive_fraction": (0, 1),
     "model.roi.positive_iou": (0, 1),
+    "model.roi.sampling_ratio": (0, None),
     "model.roi.canonical_size": (1, None),
     "model.box_head.num_fc": (1, None),
     "model.box_head.fc_dim": (1, None),
@@ -143,12 +149,18 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
         yield f"optimizer.decay_at is {o.decay_at}; expected rising steps"
     if len(o.betas) != 2 or not all(0 <= b < 1 for b in o.betas):
         yield f"optimizer.betas is {o.betas}; expected two numbers from 0 to below 1"
+    try:
+        parameter_factors({}, tuple(o.groups))
+    except ConfigError as e:
+        yield str(e)
     if o.ema_decay >= 1:
         yield f"optimizer.ema_decay is {o.ema_decay}; expected below 1 (0: off)"
     if not 0 < m.box_head.prior < 1:
         yield f"model.box_head.prior is {m.box_head.prior}; expected between 0 and 1"
     if not m.eql.tail_letters or set(m.eql.tail_letters) - set("rcf"):
         yield f"model.eql.tail_letters is {m.eql.tail_letters!r}; expected letters out of 'rcf'"
+    if m.eql.tail_by == "letters" and m.eql.function != "step":
+        yield f"model.eql.function is {m.eql.function!r}, which goes with eql.tail_by 'lambda'; letters are a step"
     if m.rpn.negative_iou > m.rpn.positive_iou:
         yield f"model.rpn.negative_iou {m.rpn.negative_iou} is above model.rpn.positive_iou {m.rpn.positive_iou}"
     levels = 7 - m.fpn.min_level
@@ -160,8 +172,9 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
     for name in ("pixel_mean", "pixel_std"):
         if len(m[name]) != 3:
             yield f"model.{name} is {m[name]}; expected three numbers, red, green and blue"
-    if not d.shorter_side:
-        yield "data.shorter_side is empty; expected at least one length"
+    for name, values in (("data.shorter_side", d.shorter_side), ("model.rpn.aspect_ratios", m.rpn.aspect_ratios)):
+        if not values:
+            yield f"{name} is empty; expected at least one number"
     if not d.buckets or any(
         len(b) != 2 or any(not isinstance(s, int) or s < 1 or s % 32 for s in b) for b in d.buckets
     ):

@@ -161,7 +161,7 @@ class _MetricLog:
     def __init__(
         self, config: ConfigDict, writer: MetricWriter, checkpoints: Checkpoints, schedule: Schedule | None
     ) -> None:
-        self._every, self._check = config.log.every, config.debug.nan_checks
+        self._every, self._total, self._check = config.log.every, config.train.steps, config.debug.nan_checks
         self._writer, self._checkpoints, self._schedule = writer, checkpoints, schedule
         self._pending: deque[_Pending] = deque()
         self._window: list[dict[str, float]] = []
@@ -184,7 +184,7 @@ class _MetricLog:
         if self._check:
             self._check_finite(pending, values)
         self._window.append(values)
-        if pending.step % self._every == 0:
+        if _is_due(pending.step, self._every, self._total):
             means = {k: float(np.mean([w[k] for w in self._window])) for k in self._window[0]}
             if self._schedule is not None:
                 means["learning_rate"] = float(self._schedule(pending.step - 1))

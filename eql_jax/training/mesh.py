@@ -72,19 +72,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_sizes(config: ConfigDict, mesh: Mesh | None = None) -> None:
-    """Raises ConfigError unless the images of a batch spread evenly over devices and hosts.
+    """Raises ConfigError unless the images of a batch spread evenly over devices, hosts and accumulated parts.
 
     mesh: of training; None checks the evaluation's batch only, which is spread over all devices.
     """
-    parts = {"eval": jax.device_count()}
+    needed = {"eval": (jax.device_count(), "the devices it is spread over")}
     if mesh is not None:
-        parts["train"] = math.lcm(mesh.shape["data"], jax.process_count())
-    for section, count in parts.items():
+        devices, parts = mesh.shape["data"], config.train.gradient_accumulation
+        reason = "the devices it is spread over" + (f" times gradient_accumulation {parts}" if parts > 1 else "")
+        needed["train"] = (math.lcm(devices * parts, jax.process_count()), reason)
+    for section, (count, reason) in needed.items():
         size = config[section].batch_size
         if size % count:
-            raise ConfigError(
-                f"config.{section}.batch_size is {size}; expected a multiple of {count}, the devices it is spread over"
-            )
+            raise ConfigError(f"config.{section}.batch_size is {size}; expected a multiple of {count}, {reason}")
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

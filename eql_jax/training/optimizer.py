@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from eql_jax.training.errors import ConfigError
 from eql_jax.training.schedules import Schedule, make_schedule
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -41,7 +42,7 @@ def parameter_factors(params: Any, groups: tuple) -> ParameterFactors:
         groups: of (regex over the '/'-joined path, factor of learning rate, factor of weight decay).
 
     Raises:
-        ValueError: a group that is not such a triple, or a regex that does not compile.
+        ConfigError: a group that is not such a triple, or a regex that does not compile.
     """
     compiled = []
     for i, group in enumerate(groups):
@@ -49,7 +50,7 @@ def parameter_factors(params: Any, groups: tuple) -> ParameterFactors:
             pattern, rate, decay = group
             compiled.append((re.compile(pattern), float(rate), float(decay)))
         except (TypeError, ValueError, re.error) as e:
-            raise ValueError(
+            raise ConfigError(
                 f"optimizer.groups[{i}] is {group!r}; expected (regex over the parameter's path, factor of learning "
                 f"rate, factor of weight decay): {e}"
             ) from e

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from eql_jax.losses import tail_mask_from_letters, tail_ratio, threshold_function
+from eql_jax.training.errors import ConfigError
 
 
 class Tail(NamedTuple):
@@ -27,6 +28,9 @@ def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: Arr
       config: the whole config.
       letters: K frequency letters of training.
       image_counts: [K] training images that contain each class.
+
+    Raises:
+      ConfigError: model.eql.num_images is not the size of the data set that was counted: a class is in more images.
     """
     eql = config.model.eql
     image_counts = np.asarray(image_counts)
@@ -36,10 +40,15 @@ def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: Arr
         weights = tail_mask_from_letters(letters, eql.tail_letters)
         rule = f"letters {', '.join(eql.tail_letters)}"
     else:
+        if image_counts.max() > eql.num_images:
+            raise ConfigError(
+                f"config.model.eql.num_images is {eql.num_images}, but one class alone is in {image_counts.max()} "
+                "images; expected the number of images that config.data.frequencies counts"
+            )
         weights = threshold_function(image_counts / eql.num_images, eql.threshold, function=eql.function)
         weights = weights > 0 if eql.function == "step" else weights
         rule = f"f < {eql.threshold:g} of {eql.num_images} images, {eql.function}"
     in_tail = weights > 0
-    ratio = tail_ratio(image_counts, in_tail)
+    ratio = tail_ratio(image_counts, in_tail) if image_counts.any() else 0.0
     summary = f"EQL tail ({rule}): {in_tail.sum()} of {len(in_tail)} classes, tail ratio {100 * ratio:.2f} %"
     return Tail(weights, summary)

@@ -47,8 +47,8 @@ def make_train_step(
     num_positive_anchors and num_foreground.
 
     With train.gradient_accumulation = n the batch is run in n parts (rows i, i + n, ..., so that every part is spread
-    over all devices) and the parts' gradients are averaged: each part divides by its own counts, and live BatchNorm sees
-    one part at a time.
+    over all devices) and the parts' gradients are averaged: each part divides by its own counts, and live BatchNorm
+    sees one part at a time.
 
     Raises:
       ValueError: the batch does not divide by the devices and the accumulation.

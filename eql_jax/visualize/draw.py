@@ -1,4 +1,4 @@
-"""Draws masks, boxes and labels on a picture: class name, score and the class's frequency letter. Needs Pillow only.
+"""Draws masks, boxes and labels on a picture: class name, score and the class's frequency letter.
 
 H W size of the image file. Objects are LVIS results or LVIS annotations: dicts with category_id, bbox (xywh, pixels of
 the file), and where there is one a segmentation (polygons or RLE) and a score.
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from eql_jax.data.polygons import to_rle
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -166,18 +168,12 @@ def _decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray | None:
 
     width, height = size
     if isinstance(segmentation, list):
-        parts = [np.asarray(part, np.float64).ravel().tolist() for part in segmentation if np.size(part) >= 6]
-        if not parts:
-            return None
-        rle = mask_utils.merge(mask_utils.frPyObjects(parts, height, width))
-    elif isinstance(segmentation, Mapping):
-        rle = dict(segmentation)
-        if isinstance(rle["counts"], list):
-            rle = mask_utils.frPyObjects(rle, *rle["size"])
-    else:
+        segmentation = [part for part in segmentation if len(part) >= 6]
+    elif isinstance(segmentation, Mapping) and list(segmentation["size"]) != [height, width]:
         return None
-    mask = mask_utils.decode(rle).astype(bool)
-    return mask if mask.shape == (height, width) else None
+    if not segmentation:
+        return None
+    return mask_utils.decode(to_rle(segmentation, height=height, width=width)).astype(bool)
 
 
 def _draw_mask(

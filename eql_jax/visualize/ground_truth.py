@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from eql_jax.data.annotations import ImageRecord
 from eql_jax.data.polygons import RunLengths
+from eql_jax.data.records import ImageRecord
 
 
 def record_objects(record: ImageRecord, class_ids: np.ndarray) -> list[dict[str, Any]]:
     """The objects of an image in LVIS form (category_id, bbox xywh, segmentation), without crowd and ignore regions.
 
     Args:
-      record: the image, of `eql_jax.data.annotations`.
+      record: an image of `Annotations.images`.
       class_ids: int [K] category id of each class (`Annotations.class_ids`).
     """
     objects = []

@@ -10,7 +10,7 @@ from eql_jax.data.annotations import load_annotations
 from eql_jax.data.images import ImageError, read_image, verify_images
 from eql_jax.data.pipeline import make_eval_batches, make_prediction_batches, make_train_iterator
 from eql_jax.data.transforms import Size
-from eql_jax.data.validation import FAULT_KINDS, AnnotationError, FaultReport, merge_reports
+from eql_jax.data.validation import FAULT_KINDS, AnnotationError, FaultReport
 from tests.data.conftest import make_content
 
 
@@ -84,6 +84,38 @@ def test_polygon_of_two_points(write_dataset):
     annotations = load_annotations(paths.json, paths.images)
     assert annotations.report.counts == {"bad polygon": 1, "empty segmentation": 1}
     assert [o.id for o in annotations.images[0].objects.records()] == [2]
+
+
+@pytest.mark.parametrize("segmentation", [[1, 1, 9, 1, 9, 9], [[[1, 1], [9, 1], [9, 9]]], [["x", "y"]], "text"])
+def test_segmentation_nested_wrongly(write_dataset, segmentation):
+    """One list too few or too many: named, not a crash."""
+    content = make_content([(80, 60)])
+    paths = write_dataset(content)
+    content["annotations"][0]["segmentation"] = segmentation
+    paths.json.write_text(json.dumps(content))
+    annotations = load_annotations(paths.json, paths.images)
+    assert annotations.report.counts["empty segmentation"] == 1
+    assert [o.id for o in annotations.images[0].objects.records()] == [2]
+
+
+@pytest.mark.parametrize("image_id", [-1, 2**63])
+def test_image_ids_that_no_batch_can_hold(write_dataset, image_id):
+    """-1 marks padding rows; ids are int64."""
+    paths = write_dataset(content := make_content([(80, 60)] * 2))
+    for record in (content["images"][0], *content["annotations"][:2]):
+        record["id" if "width" in record else "image_id"] = image_id
+    paths.json.write_text(json.dumps(content))
+    annotations = load_annotations(paths.json, paths.images)
+    assert annotations.report.counts == {"bad image record": 1, "unknown image": 2}
+    assert [image.id for image in annotations.images] == [102]
+
+
+def test_negative_categories_that_are_no_list(write_dataset):
+    content = make_content([(80, 60)])
+    content["images"][0]["neg_category_ids"] = 77
+    paths = write_dataset(content)
+    annotations = load_annotations(paths.json, paths.images)
+    assert annotations.report.counts == {"unknown category": 1}
 
 
 def test_unknown_negative_category(write_dataset):
@@ -341,8 +373,6 @@ def test_report():
     assert len(report.examples["missing image"]) == 2
     assert "... and 2 more" in report.summary()
     assert "2 x thing seen" in report.summary()
-    merged = merge_reports([report, report])
-    assert (merged.counts, merged.notes) == ({"missing image": 8}, {"thing seen": 4})
     with pytest.raises(KeyError):
         report.add("surprise", file="a", record_id=1, message="")
     assert all(len(text) > 10 for text in FAULT_KINDS.values())

@@ -106,6 +106,13 @@ def test_from_another_file(write_dataset, tmp_path):
     assert statistics.image_counts.tolist() == [1, 2, 3]
     assert statistics.num_images == 50
 
+    table.write_text(json.dumps({"columns": columns, "categories": [[1, 2]], "train_images_denominator": 50}))
+    with pytest.raises(AnnotationError, match=r"table.json has no class counts"):
+        class_statistics(annotations, str(table))
+    content["categories"][0]["image_count"] = None
+    training.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match=r"train.json has no class counts"):
+        class_statistics(annotations, str(training))
     del content["categories"][0]["image_count"]
     training.write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match="image_count"):

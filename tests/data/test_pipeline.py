@@ -322,6 +322,21 @@ def test_odd_colour_modes(tmp_path, mode):
         assert np.abs(pixels[:, 18:].astype(int) - 200).max() <= 3
 
 
+def test_exif_orientation_of_plain_paths(tmp_path, config):
+    """Header and pixels agree on the size, also for TIFF files, which Pillow turns itself."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = [tmp_path / f"a.{suffix}" for suffix in ("jpg", "png", "tif", "webp")]
+    for path in paths:
+        Image.new("RGB", (30, 20)).save(path, exif=exif)
+        assert read_size(path) == (30, 20)
+    batches = make_prediction_batches(paths, config, batch_size=4)
+    (batch,) = batches
+    assert not batches.skipped
+    assert batch["original_size"].tolist() == [[30, 20]] * 4
+    assert [(record.height, record.width) for record in batches.records.values()] == [(30, 20)] * 4
+
+
 def test_exif_orientation(tmp_path):
     """Applied as detectron2 does, unless only the stored pixels have the size that the JSON states."""
     path = tmp_path / "a.jpg"

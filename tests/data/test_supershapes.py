@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from eql_jax.data.records import frequency_letter
 from eql_jax.data.shapes import catalogue, contours, plan
 from eql_jax.data.shapes.make import Job, make_pictures
 from eql_jax.data.shapes.polygons import mask_to_polygons
 from eql_jax.data.shapes.scene import DIFFICULTIES, SUBPIXELS, draw_scene
-from eql_jax.data.supershapes import SupershapesArgs, SupershapesPaths, ensure_supershapes, main
+from eql_jax.data.supershapes import SupershapesPaths, ensure_supershapes, main
 
 SMALL = dict(num_classes=20, train_images=150, val_images=40, image_size=64, seed=5)
 
@@ -315,7 +316,7 @@ def test_with_all_lvis_classes_and_images_the_counts_are_those_of_lvis():
     counts = plan.long_tail_counts(num_classes=1203, num_images=99388)
     np.testing.assert_array_equal(counts, plan.lvis_image_counts())
     assert counts.sum() == 360952
-    letters = [plan.frequency_letter(int(c)) for c in counts]
+    letters = [frequency_letter(int(c)) for c in counts]
     assert [letters.count(x) for x in "rcf"] == [337, 461, 405]
 
 
@@ -418,7 +419,11 @@ def test_command_line(tmp_path, capsys):
         main(["--out", out, *flags, "--seed=7"])
     assert stopped.value.code == 2
     assert "seed is 0, asked for is 7" in capsys.readouterr().err
-    assert SupershapesArgs().num_classes == 40
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--out", str(tmp_path / "file" / "set"), *flags])
+    assert stopped.value.code == 2
+    assert "File exists" in capsys.readouterr().err
 
 
 def test_a_failing_helper_process_is_reported(tmp_path):

@@ -1,6 +1,6 @@
 """Checks evaluator and reference against stored numbers of the official package; not part of the test suite.
 
-    python tests/evaluation/check_golden.py --golden DIR --annotations lvis_v0.5_val_40.json
+    python -m tests.evaluation.check_golden --golden DIR --annotations lvis_v0.5_val_40.json
 
 DIR has detections.json, tied_scores.json and expected.json: 40 images of LVIS v0.5, whose annotations are not
 redistributed here.
@@ -11,9 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-import reference
-
 from eql_jax.evaluation import evaluate
+from tests.evaluation import reference
 
 
 def main():

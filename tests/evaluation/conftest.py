@@ -1,7 +1,8 @@
 """What the tests of this folder share."""
 
 import pytest
-from synthetic_lvis import make_lvis
+
+from tests.evaluation.synthetic_lvis import make_lvis
 
 
 @pytest.fixture(scope="session")

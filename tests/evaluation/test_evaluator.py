@@ -11,13 +11,13 @@ import json
 
 import numpy as np
 import pytest
-import reference
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from synthetic_lvis import HEIGHT, WIDTH, ellipse, make_lvis, octagon
 
 from eql_jax.data.validation import AnnotationError
 from eql_jax.evaluation import evaluate
+from tests.evaluation import reference
+from tests.evaluation.synthetic_lvis import HEIGHT, WIDTH, ellipse, make_lvis, octagon
 
 
 @pytest.mark.parametrize("seed, tied", [(0, False), (1, True), (2, False)])
@@ -189,6 +189,8 @@ def test_faulty_records_are_named_and_left_out(lvis_case, tmp_path):
         {**good, "id": 903, "category_id": 11},
         {**good, "id": 904, "segmentation": [[1, 1, 5, 5]], "bbox": None},
         {**good, "id": 905, "segmentation": {"size": [3, 3], "counts": "04"}, "bbox": [1, 2, float("nan"), 4]},
+        {**good, "id": 906, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, 10**6]}, "bbox": None},
+        {**good, "id": 907, "segmentation": {"size": 7, "counts": "zz"}, "bbox": None},
         {**good, "id": 0},  # the first annotation's
     ]
     dataset["annotations"] += faulty
@@ -202,7 +204,7 @@ def test_faulty_records_are_named_and_left_out(lvis_case, tmp_path):
     for part in (
         "image that is not there, left out: 901, 902",
         "unknown category, left out: 903",
-        "904, 905",
+        "904, 905, 906, 907",
         "left out: 0",
     ):
         assert part in notes, notes
@@ -238,6 +240,8 @@ def test_results_that_do_not_fit(lvis_case):
         evaluate(dataset, [{**results[0], "image_id": 77}])
     with pytest.raises(ValueError, match="expected image_id, category_id and score"):
         evaluate(dataset, [{"image_id": 1000}])
+    with pytest.raises(ValueError, match=r"expected run lengths with 'size' and 'counts'.*found"):
+        evaluate(dataset, [{**results[0], "segmentation": octagon([20, 30, 60, 50])}], iou_types=["segm"])
     with pytest.raises(ValueError, match="iou_types: expected some of"):
         evaluate(dataset, results, iou_types=["keypoints"])
     strange = [{**results[0], "category_id": 11}]

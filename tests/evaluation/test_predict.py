@@ -75,29 +75,45 @@ def test_folder_and_number_of_pictures(model, images, tmp_path):
     assert len({r["image_id"] for r in load_results(tmp_path / "out" / "results.json")}) == 2
 
 
-def image_info(tmp_path, category_ids):
+def image_info(tmp_path, names):
     listed = [
         {"id": 77, "width": 64, "height": 48, "coco_url": "http://x/test2017/a.jpg"},
         {"id": 78, "width": 128, "height": 96, "coco_url": "http://x/test2017/b.png"},
         {"id": 79, "width": 9, "height": 9, "coco_url": "http://x/test2017/gone.jpg"},
     ]
-    categories = [{"id": i, "name": f"class_{i}", "synset": "", "frequency": "f"} for i in category_ids]
+    categories = [{"id": i, "name": name, "synset": "", "frequency": "f"} for i, name in names.items()]
     path = tmp_path / "info.json"
     path.write_text(json.dumps({"images": listed, "categories": categories}))
     return path
 
 
 def test_image_info(model, images, tmp_path, capsys):
-    path = image_info(tmp_path, [3, 8, 11])
+    path = image_info(tmp_path, {3: "apple", 8: "pear", 11: "plum"})
     assert run(tmp_path, "--images", images, "--image_info", path) == 0
     assert "gone.jpg" in capsys.readouterr().err
     results = load_results(tmp_path / "out" / "results.json")
     assert {r["image_id"] for r in results} == {77, 78} and {r["category_id"] for r in results} == {3, 8}
 
 
-def test_image_info_of_another_data_set(model, images, tmp_path, capsys):
-    assert run(tmp_path, "--images", images, "--image_info", image_info(tmp_path, [3, 9])) == 2
-    assert "among them [8]" in capsys.readouterr().err
+@pytest.mark.parametrize(("other", "there"), [({9: "pear"}, "None"), ({8: "fig"}, "'fig'")])
+def test_image_info_of_another_data_set(model, images, tmp_path, capsys, other, there):
+    """Another id, or (as in LVIS v0.5 and v1) the same ids with other names."""
+    path = image_info(tmp_path, {3: "apple"} | other)
+    assert run(tmp_path, "--images", images, "--image_info", path) == 2
+    assert f"1 of the model's are not in the file: id 8 'pear' (there {there})" in capsys.readouterr().err
+
+
+def test_image_info_cut_in_half(model, images, tmp_path, capsys):
+    path = image_info(tmp_path, {3: "apple", 8: "pear"})
+    path.write_text(path.read_text()[: path.stat().st_size // 2])
+    assert run(tmp_path, "--images", images, "--image_info", path) == 2
+    assert "info.json is cut off" in capsys.readouterr().err
+
+
+def test_out_that_cannot_be_written(model, images, tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert run(tmp_path, "--images", images) == 2
+    assert f"File exists: '{tmp_path / 'out'}'" in capsys.readouterr().err
 
 
 def test_nothing_to_predict_on(model, images, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Detections become LVIS results, and the files of several hosts one."""
 
+import errno
 import json
 
 import numpy as np
@@ -103,6 +104,26 @@ def test_writer_that_is_interrupted_leaves_nothing(tmp_path):
         writer.write([{"image_id": 2}])
         raise KeyboardInterrupt
     assert list(path.parent.iterdir()) == [], "neither a half file nor the one of an earlier evaluation"
+
+
+class FullDisk:
+    """A file that takes nothing, not even when it is closed."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_names_the_file_and_leaves_nothing(tmp_path):
+    path = tmp_path / "results.json"
+    for results in ([{"image_id": 1}], []):  # while writing, and while closing
+        with pytest.raises(OSError, match=f"No space left on device: '{path}'"), ResultWriter(path) as writer:
+            writer._file.close()
+            writer._file = FullDisk()
+            writer.write(results)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_files(tmp_path):

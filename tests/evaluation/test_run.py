@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from synthetic_lvis import HEIGHT, WIDTH
 
 from eql_jax.data.annotations import load_annotations
 from eql_jax.data.categories import class_statistics
+from eql_jax.evaluation import run
 from eql_jax.evaluation.results import load_results
 from eql_jax.evaluation.run import detect, metric_names, run_evaluation
+from tests.evaluation.synthetic_lvis import HEIGHT, WIDTH
 
 CONFIG = ConfigDict(
     {"eval": {"max_detections": 300, "pictures": 2}, "log": {"progress": False}, "data": {"workers": 2}}
@@ -46,7 +47,7 @@ def dataset(tmp_path, *, boxes=5, missing=()):
 
 
 class Batches:
-    """Two images a batch, the last one padded."""
+    """This host's images, four a batch, the last one padded."""
 
     def __init__(self, annotations, host=0, num_hosts=1):
         self.records = {record.id: record for record in annotations.images}
@@ -124,6 +125,33 @@ def test_perfect_detections_on_one_host(tmp_path):
     assert [p.name for p in pictures] == ["000000000001.png", "000000000006.png"]
     with Image.open(pictures[0]) as picture:
         assert picture.width > 2 * 640
+
+
+def test_two_hosts_give_the_metrics_of_one(tmp_path, monkeypatch):
+    """Host 1 writes its share, host 0 its own, merges and evaluates; what is broadcast is taken as it is here."""
+    monkeypatch.setattr(run, "_wait_for_all_hosts", lambda: None)
+    monkeypatch.setattr(run, "_share_metrics", lambda metrics, max_detections: metrics)
+    annotations = dataset(tmp_path)
+
+    def evaluate_on(host, num_hosts, out):
+        return run_evaluation(
+            perfect_detector(annotations),
+            {"misses": 1},
+            Batches(annotations, host, num_hosts),
+            annotations,
+            CONFIG,
+            tmp_path / out,
+            host=host,
+            num_hosts=num_hosts,
+            log=lambda line: None,
+        )
+
+    assert evaluate_on(1, 2, "two") is None
+    assert [p.name for p in (tmp_path / "two").iterdir()] == ["results.host0001.json"]
+    assert evaluate_on(0, 2, "two") == evaluate_on(0, 1, "one")
+    ids = {r["image_id"] for r in load_results(tmp_path / "two" / "results.host0000.json")}
+    assert ids == {1, 3, 5}
+    assert len(load_results(tmp_path / "two" / "results.json")) == 24
 
 
 def test_missing_files_and_detections_show(tmp_path):

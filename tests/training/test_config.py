@@ -69,6 +69,11 @@ def test_overrides(tmp_path, words, key, value):
         ("--config.model.rpn.anchor_sizes=(32, 64)", r"anchor_sizes has 2 entries; expected 5"),
         ("--config.train.gradient_accumulation=3", r"batch_size 16 is not a multiple of gradient_accumulation 3"),
         ("--config.model.eql.tail_letters=rx", r"tail_letters is 'rx'"),
+        ("--config.model.eql.function=gompertz", r"eql\.function is 'gompertz', which goes with eql\.tail_by"),
+        ("--config.optimizer.groups=(('(', 1.0, 1.0),)", r"optimizer\.groups\[0\] is .*expected \(regex"),
+        ("--config.model.rpn.aspect_ratios=()", r"aspect_ratios is empty"),
+        ("--config.model.rpn.aspect_ratios=(0.0,)", r"aspect_ratios is \(0\.0,\); expected numbers of 0\.01 to 100"),
+        ("--config.seed=-1", r"seed is -1; expected a number of 0"),
         ("--config.optimizer.decay_at=(20, 10)", r"decay_at is \(20, 10\); expected rising steps"),
     ],
 )

@@ -53,9 +53,13 @@ def test_trains(uninterrupted, tmp_path):
 def test_logged_metrics_are_means_over_the_steps_between(tmp_path):
     toy.run(tmp_path / "each", toy.make_config(**{"log.every": 1}))
     toy.run(tmp_path / "fourth", toy.make_config(**{"log.every": 4}))
+    toy.run(tmp_path / "rarely", toy.make_config(**{"log.every": 100}))
     losses = [line["loss"] for line in metric_lines(tmp_path / "each")]
     means = [line["loss"] for line in metric_lines(tmp_path / "fourth")]
     np.testing.assert_allclose(means, np.reshape(losses, (3, 4)).mean(1), rtol=1e-6)
+    (last,) = metric_lines(tmp_path / "rarely")  # the last step is always told
+    assert last["step"] == 12
+    np.testing.assert_allclose(last["loss"], np.mean(losses), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kill_at", [6, 10])
@@ -268,6 +272,9 @@ def test_mesh_sizes():  # on the four virtual devices of conftest.py
     mesh_lib.check_batch_sizes(config)
     mesh_lib.check_batch_sizes(config, both)
     with pytest.raises(ConfigError, match=r"config\.train\.batch_size is 6; expected a multiple of 4"):
+        mesh_lib.check_batch_sizes(config, mesh_lib.make_mesh(config))
+    config.train.update(batch_size=12, gradient_accumulation=2)
+    with pytest.raises(ConfigError, match=r"batch_size is 12; expected a multiple of 8, .* gradient_accumulation 2"):
         mesh_lib.check_batch_sizes(config, mesh_lib.make_mesh(config))
 
 

@@ -31,11 +31,19 @@ def data_words(path):
     [
         (["--config.train.stps=3"], "--config.train.stps: the config has no such key; did you mean train.steps?"),
         (["--mode=eval"], "has no checkpoint; expected one in"),
+        (["--checkpoint=latest"], "--checkpoint and --out are for --mode=eval"),
         (["--workdir={tmp}/file/sub"], "cannot write to {tmp}/file/sub: Not a directory"),
         (["{half}"], "half.json"),
         (["{other}"], "has 1 categories that are not among the model's 1 classes (by id and name): id 2 'dog'"),
     ],
-    ids=["typo", "no checkpoint", "workdir is no directory", "JSON cut in half", "validation has other classes"],
+    ids=[
+        "typo",
+        "no checkpoint",
+        "checkpoint in training",
+        "workdir is no directory",
+        "JSON cut in half",
+        "validation has other classes",
+    ],
 )
 def test_wrong_input(tmp_path, words, message):
     (tmp_path / "file").write_text("")

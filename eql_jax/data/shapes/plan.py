@@ -87,8 +87,3 @@ def _level(rng: np.random.Generator, plan: np.ndarray, sizes: np.ndarray) -> Non
         plan[high, k], plan[low, k] = False, True
         sizes[high] -= 1
         sizes[low] += 1
-
-
-def frequency_letter(image_count: int) -> str:
-    """LVIS's letter: 'r' for at most 10 training images, 'c' for 11 to 100, 'f' for more."""
-    return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
