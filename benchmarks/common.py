@@ -4,9 +4,11 @@ The unit is one 4096 x 4096 x 4096 float32 matmul on the same device in the same
 from machine to machine; the ratio of two times from one run says something about the code.
 """
 
+import argparse
 import json
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -82,3 +84,19 @@ def report(row: dict[str, object]) -> None:
     """Prints a row of results as one line of JSON, so that nothing is lost when a run is cut short."""
     rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
     print(json.dumps(rounded), flush=True)
+
+
+def compare(script: str, args: argparse.Namespace) -> None:
+    """Runs `script` once for each class count of args.compare and prints the ratios of time and memory."""
+    passed = {k: v for k, v in vars(args).items() if k not in ("compare", "classes")}
+    flags = [str(x) for k, v in passed.items() for x in (f"--{k}", *(v if isinstance(v, (list, tuple)) else [v]))]
+    rows = []
+    for classes in args.compare:
+        out = subprocess.run(
+            [sys.executable, script, "--classes", str(classes), *flags], check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+        print(out, end="", flush=True)
+        rows.append(json.loads(out.strip().splitlines()[-1]))
+    a, b = rows
+    ratios = {f"{k}_ratio": round(a[k] / b[k], 3) for k in ("units", "peak_gib")}
+    print(json.dumps({"classes": args.compare, **ratios}))

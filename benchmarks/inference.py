@@ -70,9 +70,7 @@ def main() -> None:
     from benchmarks import common
 
     if args.compare:
-        from benchmarks.train_step import compare
-
-        compare(__file__, args)
+        common.compare(__file__, args)
     else:
         common.report(run(args))
 

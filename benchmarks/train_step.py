@@ -7,15 +7,13 @@ so give one class count per process to compare them: `--compare 1203 80` starts 
 """
 
 import argparse
-import json
 import pathlib
-import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 
-def run(args: argparse.Namespace, num_classes: int) -> dict[str, object]:
+def run(args: argparse.Namespace) -> dict[str, object]:
     import jax
     import numpy as np
 
@@ -32,6 +30,7 @@ def run(args: argparse.Namespace, num_classes: int) -> dict[str, object]:
     config.model.dtype = args.dtype
     config.model.backbone.depth = args.depth
     config.model.backbone.freeze_at = args.freeze_at
+    num_classes = args.classes
     model = build_model(config, num_classes)
     mesh = make_mesh(config)
     variables = jax.jit(lambda: init_model(model, jax.random.key(0)))()
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace, num_classes: int) -> dict[str, object]:
     optimizer = make_optimizer(config, params, trainable=trainable_mask(params, config)).transform
     state = jax.jit(lambda v: create_state(v, optimizer, ema=False))(variables)
     del variables, params
-    step = make_train_step(model, optimizer, config, np.zeros(num_classes, np.float32), mesh)
+    step = make_train_step(model, optimizer, config, np.arange(num_classes) % 2 == 0, mesh)
     height, width = args.size
     batch = common.synthetic_batch(
         batch=args.batch,
@@ -93,28 +92,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    if not args.compare:
-        from benchmarks import common
+    from benchmarks import common
 
-        common.report(run(args, args.classes))
-        return
-    compare(__file__, args)
-
-
-def compare(script: str, args: argparse.Namespace) -> None:
-    """Runs `script` once for each class count of args.compare and prints the ratios of time and memory."""
-    passed = {k: v for k, v in vars(args).items() if k not in ("compare", "classes")}
-    flags = [str(x) for k, v in passed.items() for x in (f"--{k}", *(v if isinstance(v, (list, tuple)) else [v]))]
-    rows = []
-    for classes in args.compare:
-        out = subprocess.run(
-            [sys.executable, script, "--classes", str(classes), *flags], check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
-        print(out, end="", flush=True)
-        rows.append(json.loads(out.strip().splitlines()[-1]))
-    a, b = rows
-    ratios = {f"{k}_ratio": round(a[k] / b[k], 3) for k in ("units", "peak_gib")}
-    print(json.dumps({"classes": args.compare, **ratios}))
+    if args.compare:
+        common.compare(__file__, args)
+    else:
+        common.report(run(args))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def get_config():
 
     m = c.model
     m.backbone.depth = 18
-    m.backbone.width = 24
+    m.backbone.width = 32
     m.backbone.norm = "batch_norm"
     m.backbone.freeze_at = 0
     m.fpn.channels = 48
@@ -37,20 +37,22 @@ def get_config():
     m.rpn.pre_nms_test = 200
     m.rpn.post_nms_test = 100
     m.roi.batch_per_image = 48
-    m.roi.canonical_size = 56
+    m.roi.canonical_size = 112
     m.box_head.fc_dim = 256
     m.mask_head.num_convs = 2
-    m.mask_head.channels = 48
+    m.mask_head.channels = 32
     m.test.detections_per_image = 100
     m.test.candidates = 1000
 
     c.train.batch_size = 16
     c.train.steps = 1200
     o = c.optimizer
-    o.learning_rate = 0.04
+    o.name = "adamw"
+    o.learning_rate = 0.002
+    o.weight_decay = 0.05
     o.schedule = "cosine"
     o.warmup_steps = 100
-    o.clip_norm = 5.0
+    o.clip_norm = 1.0
     o.ema_decay = 0.99
 
     c.eval.every = 0

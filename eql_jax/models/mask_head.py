@@ -32,11 +32,23 @@ class MaskHead(nn.Module):
             x = nn.relu(Conv(self.channels, 3, 1, "none", kaiming_normal, self.dtype, name=f"conv{i + 1}")(x))
         x = nn.relu(Upsample(self.channels, self.dtype, name="deconv")(x))
         maps = 1 if self.class_agnostic else self.num_classes
-        kernel = self.param("predictor_kernel", nn.initializers.normal(0.001), (x.shape[-1], maps), jnp.float32)
-        bias = self.param("predictor_bias", nn.initializers.zeros, (maps,), jnp.float32)
         if self.class_agnostic:
             classes = jnp.zeros_like(classes)
-        return class_conv_1x1(x, kernel.astype(self.dtype), bias, classes).astype(jnp.float32)
+        return MaskPredictor(maps, self.dtype, name="predictor")(x, classes).astype(jnp.float32)
+
+
+class MaskPredictor(nn.Module):
+    """1x1 convolution to one map per class, of which each RoI's alone is computed: [R,M,M,C], [R] -> [R,M,M]."""
+
+    num_classes: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, classes: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.num_classes)
+        kernel = self.param("kernel", nn.initializers.normal(0.001), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), jnp.float32)
+        return class_conv_1x1(x, kernel.astype(self.dtype), bias, classes)
 
 
 class Upsample(nn.Module):

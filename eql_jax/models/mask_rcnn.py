@@ -22,7 +22,7 @@ from eql_jax.models.mask_head import MaskHead
 from eql_jax.models.per_image import map_images
 from eql_jax.models.resnet import ResNet
 from eql_jax.models.rpn import RPNHead, RPNOutput
-from eql_jax.models.targets import GroundTruth, RoISample, RPNTargets, rpn_targets, sample_rois
+from eql_jax.models.targets import GroundTruth, RoITargets, RPNTargets, roi_targets, rpn_targets
 from eql_jax.ops.anchors import pyramid_anchors
 from eql_jax.ops.detections import select_detections
 from eql_jax.ops.masks import crop_and_resize_masks
@@ -160,7 +160,7 @@ class MaskRCNN(nn.Module):
 
         proposals = self.proposals(rpn, anchors, batch["image_size"], train=True)
         sample = map_images(
-            lambda p, v, g, k: sample_rois(p, v, g, k, c.roi, num_classes=self.num_classes, box_weights=BOX_WEIGHTS)
+            lambda p, v, g, k: roi_targets(p, v, g, k, c.roi, num_classes=self.num_classes, box_weights=BOX_WEIGHTS)
         )(proposals.boxes, proposals.valid, gt, both[:, 1])
         verified = batch["verified_classes"] if c.eql.verified_negatives else None
         return terms | self.roi_losses(pyramid, sample, gt, tail_mask, verified)
@@ -179,7 +179,7 @@ class MaskRCNN(nn.Module):
     def roi_losses(
         self,
         pyramid: list[jax.Array],
-        sample: RoISample,
+        sample: RoITargets,
         gt: GroundTruth,
         tail_mask: jax.Array,
         verified_classes: jax.Array | None = None,

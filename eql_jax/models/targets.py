@@ -29,7 +29,7 @@ class RPNTargets(NamedTuple):
     deltas: jax.Array
 
 
-class RoISample(NamedTuple):
+class RoITargets(NamedTuple):
     """RoIs to train the heads on.
 
     boxes [R,4]; classes [R] with K = background and -1 = empty slot; matched [R]: index of the ground truth (0 where
@@ -63,7 +63,7 @@ def rpn_targets(anchors: jax.Array, gt: GroundTruth, key: jax.Array, config, *, 
     return RPNTargets(labels, jax.lax.stop_gradient(deltas))
 
 
-def sample_rois(
+def roi_targets(
     proposals: jax.Array,
     proposal_valid: jax.Array,
     gt: GroundTruth,
@@ -73,7 +73,7 @@ def sample_rois(
     num_classes: int,
     box_weights: tuple[float, float, float, float],
     rule: str = "random",
-) -> RoISample:
+) -> RoITargets:
     """Appends the ground truth to the proposals [P,4], matches and samples (`config` is config.model.roi)."""
     is_object = (gt.classes >= 0) & ~gt.ignore
     boxes = jnp.concatenate([proposals, gt.boxes])
@@ -95,4 +95,4 @@ def sample_rois(
     classes = jnp.where(picked.foreground, gt.classes[matched], num_classes)
     classes = jnp.where(picked.valid, classes, -1)
     deltas = box_ops.encode_boxes(gt.boxes[matched], rois, weights=box_weights)
-    return jax.tree.map(jax.lax.stop_gradient, RoISample(rois, classes, matched, deltas))
+    return jax.tree.map(jax.lax.stop_gradient, RoITargets(rois, classes, matched, deltas))

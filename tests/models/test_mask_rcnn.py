@@ -100,7 +100,7 @@ def test_mask_logits_equal_the_predictor_over_all_classes():
     got, intermediates = head.apply(params, pooled, jnp.asarray(classes), capture_intermediates=True)
     upsampled = np.maximum(np.asarray(intermediates["intermediates"]["deconv"]["__call__"][0]), 0)
     p = params["params"]
-    everything = upsampled @ np.asarray(p["predictor_kernel"]) + np.asarray(p["predictor_bias"])
+    everything = upsampled @ np.asarray(p["predictor"]["kernel"]) + np.asarray(p["predictor"]["bias"])
     np.testing.assert_allclose(got, everything[np.arange(5), :, :, classes], rtol=1e-4, atol=1e-4)
 
 

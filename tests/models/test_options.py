@@ -65,7 +65,7 @@ def trace(changes):
         ({"box_head.num_fc": 3}, "box_head/fc3/kernel", (12, 12)),
         ({"box_head.pool_size": 5}, "box_head/fc1/kernel", (5 * 5 * 16, 12)),
         ({"box_head.class_agnostic_boxes": True}, "box_head/bbox_pred/kernel", (12, 4)),
-        ({"mask_head.class_agnostic": True}, "mask_head/predictor_kernel", (16, 1)),
+        ({"mask_head.class_agnostic": True}, "mask_head/predictor/kernel", (16, 1)),
         ({"mask_head.num_convs": 2}, "mask_head/conv2/kernel", (3, 3, 16, 16)),
     ],
     ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) or "base" if isinstance(value, dict) else "",

@@ -98,7 +98,7 @@ def test_a_run_leaves_what_its_head_promises(whole, train):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_interrupted_and_resumed_is_bit_identical(whole, train, tmp_path, number):
     step = int(np.random.default_rng().integers(6, STEPS - 6))
     process = train(tmp_path)
