@@ -11,7 +11,6 @@ Exit status: 0 done, or stopped by Ctrl-C or SIGTERM with the state saved; 2 som
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,7 +191,6 @@ def main() -> None:
         jax.distributed.initialize()
     logging.basicConfig(format="%(message)s", force=True)  # some import has set one up already
     logging.getLogger("eql_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow comes later, for input and TensorBoard
     enable_compile_cache()
     try:
         {"train": run_training, "eval": run_evaluation_mode}[options.mode](options, overrides)

@@ -45,7 +45,7 @@ def get_config():
     m.test.candidates = 1000
 
     c.train.batch_size = 16
-    c.train.steps = 1200
+    c.train.steps = 1000
     o = c.optimizer
     o.name = "adamw"
     o.learning_rate = 0.002

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -108,6 +109,9 @@ def threaded_batches(
 
 def _import_tensorflow():
     """Returns the module tensorflow, kept off accelerators: those are for JAX."""
+    # Read once, at import. It feeds batches here, so its remarks on how it would compute are of no interest.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
     except ImportError as error:
