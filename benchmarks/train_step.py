@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "batch": args.batch,
         "dtype": args.dtype,
         "foreground_rois": float(metrics["num_foreground"]),
-        "loss": float(metrics["loss"]),
         "seconds": seconds,
         "images_per_second": args.batch / seconds,
         "unit_seconds": unit,

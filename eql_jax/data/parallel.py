@@ -44,7 +44,7 @@ def tf_batches(
     Raises:
       ImportError: TensorFlow is not installed.
     """
-    tf = _import_tensorflow()
+    tf = import_tensorflow()
     failures: list[Exception] = []
 
     def make(position: np.ndarray) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ def threaded_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _import_tensorflow():
+def import_tensorflow():
     """Returns the module tensorflow, kept off accelerators: those are for JAX."""
     # Read once, at import. It feeds batches here, so its remarks on how it would compute are of no interest.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from eql_jax.data.parallel import import_tensorflow
 from eql_jax.training.disk import write_atomically
 
 LOG = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ class MetricWriter:
 def _tensorboard(directory: Path) -> Any:
     """A clu writer, or None with a message; imported here because it brings TensorFlow in (seconds, 300 MB)."""
     try:
+        import_tensorflow()  # first, because it says where TensorFlow may run and how much it may print
         from clu import metric_writers  # noqa: PLC0415
 
         return metric_writers.SummaryWriter(str(directory))
