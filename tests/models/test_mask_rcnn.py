@@ -213,7 +213,6 @@ def test_four_devices_give_the_losses_of_one():
     for term in ("loss", *(f"loss_{t}" for t in LOSS_TERMS)):
         np.testing.assert_allclose(four[0][term], one[0][term], rtol=1e-5, err_msg=term)
     np.testing.assert_allclose([m["loss"] for m in four], [m["loss"] for m in one], rtol=1e-3)
-    assert one[-1]["loss"] < one[0]["loss"]
 
 
 @pytest.mark.slow
