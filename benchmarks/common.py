@@ -98,5 +98,5 @@ def compare(script: str, args: argparse.Namespace) -> None:
         print(out, end="", flush=True)
         rows.append(json.loads(out.strip().splitlines()[-1]))
     a, b = rows
-    ratios = {f"{k}_ratio": round(a[k] / b[k], 3) for k in ("units", "peak_gib")}
+    ratios = {f"{k}_ratio": round(a[k] / b[k], 3) for k in ("seconds", "units", "peak_gib")}
     print(json.dumps({"classes": args.compare, **ratios}))
