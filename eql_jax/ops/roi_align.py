@@ -189,7 +189,7 @@ def _pool(pyramid, rois, output_size, sampling_ratio, max_samples):
     # Two rounds of a loop instead of one expression: the compiler would fuse the gathers into every consumer and repeat
     # them there, in that consumer's layout (ten times the cost in a mask head on CPU). A loop's result is a buffer.
     def add(total, corners):
-        halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), corners)
+        halves = jax.tree.map(lambda x: x.reshape(2, x.shape[0] // 2, *x.shape[1:]), corners)
         return lax.scan(add_half, total, halves)[0]
 
     shape = (*rois.x1.shape, output_size, output_size, pyramid.shape[-1])
