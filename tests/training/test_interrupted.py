@@ -15,7 +15,7 @@ import pytest
 from eql_jax.training import checkpoints as checkpoints_lib
 
 ROOT = Path(__file__).parents[2]
-STEPS = 24
+STEPS = 40
 FIELDS = {
     "data.supershapes.num_classes": 20,
     "data.supershapes.train_images": 40,
@@ -100,7 +100,7 @@ def test_a_run_leaves_what_its_head_promises(whole, train):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_interrupted_and_resumed_is_bit_identical(whole, train, tmp_path, number):
-    step = int(np.random.default_rng().integers(6, STEPS - 6))
+    step = int(np.random.default_rng().integers(6, STEPS - 15))
     process = train(tmp_path)
     metrics = tmp_path / "metrics.jsonl"
 
