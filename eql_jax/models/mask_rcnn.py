@@ -130,6 +130,7 @@ class MaskRCNN(nn.Module):
             sampling_ratio=c.sampling_ratio,
             canonical_size=c.canonical_size,
             canonical_level=c.canonical_level,
+            max_samples=c.max_samples,
         )
         return pooled.reshape(-1, *pooled.shape[2:])
 

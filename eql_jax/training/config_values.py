@@ -54,6 +54,7 @@ RANGES = {
     "model.roi.positive_fraction": (0, 1),
     "model.roi.positive_iou": (0, 1),
     "model.roi.sampling_ratio": (0, None),
+    "model.roi.max_samples": (1, None),
     "model.roi.canonical_size": (1, None),
     "model.box_head.num_fc": (1, None),
     "model.box_head.fc_dim": (1, None),
