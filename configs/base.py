@@ -28,7 +28,9 @@ def get_config() -> ConfigDict:
     c.data.frequencies = "lvis_v1"
     c.data.strict = False  # True: the first faulty record is fatal; False: faulty records are skipped and summarised
     c.data.drop_empty_images = True  # training only: leave out images without a usable object
-    c.data.sampler = "uniform"  # 'uniform' or 'repeat_factor'
+    # 'uniform'; 'repeat_factor': images of rare classes come more often; 'class_aware': a class is drawn uniformly,
+    # then an image with it
+    c.data.sampler = "uniform"
     c.data.repeat_threshold = 1e-3  # repeat-factor sampling: classes in fewer images than this share are repeated
     c.data.shorter_side = (640, 672, 704, 736, 768, 800)  # training: one is drawn per image
     c.data.longest_side = 1333
@@ -123,6 +125,10 @@ def get_config() -> ConfigDict:
     # ---------------------------------------------------------------- training
     t = c.train = ConfigDict()
     t.batch_size = 16  # images over all devices and hosts
+    # Batch size that the learning rate and the step counts of a config are meant for. When train.batch_size is another,
+    # loading the config scales them by the linear rule (eql_jax/training/batch_scaling.py), except those given on the
+    # command line. 0: no scaling.
+    t.reference_batch_size = 0
     t.steps = 90_000
     t.gradient_accumulation = 1  # the batch is run in this many parts, one after the other
     t.init_from = ""  # workdir or checkpoint whose parameters training starts from
@@ -156,6 +162,10 @@ def get_config() -> ConfigDict:
     e.batch_size = 8  # images over all devices and hosts
     e.max_images = 0  # 0: all
     e.max_detections = 300  # per image, as the LVIS protocol has it
+    # Report AP-fixed as well (Dave et al. 2021): the best 10,000 detections of each class, however many in an image. It
+    # asks for model.test.detections_per_image far above max_detections, such as 1000 or 3000 (the table says in how
+    # many images that was too few), and a low score_threshold; time and results.json grow with them.
+    e.ap_fixed = False
     e.pictures = 16  # validation pictures drawn with their detections into workdir/pictures at the end; 0: none
     c.log = ConfigDict(dict(every=20, tensorboard=True, progress=True))
     c.checkpoint = ConfigDict(dict(every=2000, keep=2, keep_best=1))  # best by mask AP

@@ -35,7 +35,7 @@ from eql_jax.data.examples import EVAL_DTYPES, TRAIN_DTYPES, ExampleShape, eval_
 from eql_jax.data.images import ImageError, read_size
 from eql_jax.data.parallel import tf_batches, threaded_batches
 from eql_jax.data.records import Annotations, ImageRecord, empty_objects, evenly_spaced
-from eql_jax.data.samplers import Sampler, repeat_factors
+from eql_jax.data.samplers import Sampler, class_aware_probabilities, repeat_factors
 from eql_jax.data.transforms import Size, draw_augmentation
 from eql_jax.data.validation import AnnotationError, FaultReport
 
@@ -95,7 +95,7 @@ class TrainIterator(Iterator[Batch]):
             buckets=self._assign_buckets(),
             batch_size=config.train.batch_size,
             seed=config.seed,
-            factors=self._factors(data.sampler, data.repeat_threshold),
+            **self._weights(data.sampler, data.repeat_threshold),
         )
         self._bad: set[int] = set()
         self._bad_lock = threading.Lock()
@@ -140,13 +140,19 @@ class TrainIterator(Iterator[Batch]):
     def _assign_buckets(self) -> list[int]:
         return _assign_buckets(self.records, self._buckets, max(self._shorter_sides), self._longest_side, self.report)
 
-    def _factors(self, name: str, threshold: float) -> np.ndarray | None:
+    def _weights(self, name: str, threshold: float) -> dict[str, np.ndarray]:
+        """The argument of `Sampler` that weighs the images, by config.data.sampler."""
+        num_classes = self._shape.num_classes
         if name == "uniform":
-            return None
+            return {}
         if name == "repeat_factor":
             classes = [record.objects.classes for record in self.records]
-            return repeat_factors(classes, num_classes=self._shape.num_classes, threshold=threshold)
-        raise ValueError(f"data.sampler is {name!r}, expected 'uniform' or 'repeat_factor'")
+            return {"factors": repeat_factors(classes, num_classes=num_classes, threshold=threshold)}
+        if name == "class_aware":
+            # Crowds are no examples of their class.
+            classes = [record.objects.classes[~record.objects.ignore] for record in self.records]
+            return {"probabilities": class_aware_probabilities(classes, num_classes=num_classes)}
+        raise ValueError(f"data.sampler is {name!r}, expected 'uniform', 'repeat_factor' or 'class_aware'")
 
     def _load_row(self, position: int) -> Batch:
         """Makes row position % B of the batch of step position // B."""

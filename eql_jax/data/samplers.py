@@ -4,6 +4,8 @@ Images are divided among buckets (static padded sizes) and a batch comes from on
 stream of images, one epoch after the other; within an epoch every image comes once (repeat-factor sampling: once or
 more), in an order drawn for that epoch. The bucket of each step follows a low-discrepancy sequence, so that after any
 number of steps each bucket has had its share, to within a few batches.
+
+Class-aware sampling has no epochs: the images of a step are drawn by their probabilities, independently.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _STEPS_PER_BLOCK = 4096
 
 # Words that keep the random streams of different purposes apart.
-_ORDER, _ROUNDING, _SCHEDULE = 1, 2, 3
+_ORDER, _ROUNDING, _SCHEDULE, _DRAWS = 1, 2, 3, 4
 
 
 class BatchPlan(NamedTuple):
@@ -59,22 +61,63 @@ def repeat_factors(classes: Sequence[np.ndarray], *, num_classes: int, threshold
     return np.array([factors[of_image].max(initial=1.0) for of_image in present])
 
 
+def class_aware_probabilities(classes: Sequence[np.ndarray], *, num_classes: int) -> np.ndarray:
+    """Probability of each image under class-aware sampling (Shen, Lin, Huang, ECCV 2016, arXiv 1512.05830).
+
+    A class is drawn uniformly among the C that have an image, then one of its n_c images uniformly, so
+
+        p_i = 1 / C  sum over the classes c of image i of  1 / n_c
+
+    Args:
+      classes: for each image, its classes in any order, repeats allowed.
+      num_classes: K.
+
+    Returns:
+      float64 [number of images], sums to 1; 0 for an image without classes.
+
+    Raises:
+      ValueError: no image has a class.
+    """
+    present = [np.unique(of_image) for of_image in classes]
+    counts = np.zeros(num_classes, np.int64)
+    for of_image in present:
+        counts[of_image] += 1
+    used = np.count_nonzero(counts)
+    if not used:
+        raise ValueError(f"class-aware sampling got {len(present)} images without a class; expected some with")
+    return np.array([(1 / counts[of_image]).sum() for of_image in present]) / used
+
+
 class Sampler:
     """Plans batches. Thread-safe; the same on every host.
 
     With factors r_i, image i comes floor(r_i) times in an epoch, and once more with probability r_i - floor(r_i), drawn
     for each epoch anew. Factors of 1 are uniform sampling: each epoch of a bucket is a permutation of its images.
+
+    With probabilities p_i there are no epochs: a bucket's share of the steps is its total probability, and each row of
+    a batch is drawn from the bucket's images in proportion to p_i, with replacement. Image i is then any row of any
+    step with probability p_i.
     """
 
-    def __init__(self, *, buckets: Sequence[int], batch_size: int, seed: int, factors: np.ndarray | None = None):
+    def __init__(
+        self,
+        *,
+        buckets: Sequence[int],
+        batch_size: int,
+        seed: int,
+        factors: np.ndarray | None = None,
+        probabilities: np.ndarray | None = None,
+    ):
         """Args:
           buckets: bucket index of each image.
           batch_size: images of the global batch, B.
           seed: fixes all draws, with the step.
-          factors: float [number of images] repeat factors, each >= 1; None is uniform sampling.
+          factors: float [number of images] repeat factors, each >= 1.
+          probabilities: float [number of images], not negative, of any sum above 0; excludes `factors`. Without either,
+            sampling is uniform.
 
         Raises:
-          ValueError: there are no images, or a factor is below 1.
+          ValueError: there are no images, a factor is below 1, a probability is negative, all are 0, or both are given.
         """
         buckets = np.asarray(buckets, np.int64)
         if buckets.size == 0:
@@ -82,14 +125,28 @@ class Sampler:
         self._factors = np.ones(buckets.size) if factors is None else np.asarray(factors, np.float64)
         if self._factors.shape != buckets.shape or self._factors.min() < 1:
             raise ValueError(f"need one repeat factor >= 1 for each of {buckets.size} images, got {self._factors!r}")
+        if probabilities is not None:
+            if factors is not None:
+                raise ValueError("factors and probabilities were both given, expected one of them at most")
+            probabilities = np.asarray(probabilities, np.float64)
+            if probabilities.shape != buckets.shape or not (probabilities >= 0).all() or not probabilities.sum() > 0:
+                raise ValueError(
+                    f"need one probability >= 0 for each of {buckets.size} images, one above 0, got {probabilities!r}"
+                )
         if batch_size < 1:
             raise ValueError(f"batch size must be positive, got {batch_size}")
         self.batch_size = batch_size
         self._seed = seed
         self._uniform = factors is None
-        self._names = np.unique(buckets)  # buckets that have images
-        self._members = {int(b): np.flatnonzero(buckets == b) for b in self._names}
-        weights = np.array([self._factors[self._members[int(b)]].sum() for b in self._names])
+        self._members = {int(b): np.flatnonzero(buckets == b) for b in np.unique(buckets)}
+        weight_of = self._factors if probabilities is None else probabilities
+        totals = {bucket: weight_of[members].sum() for bucket, members in self._members.items()}
+        self._names = np.array([bucket for bucket, total in totals.items() if total > 0])  # buckets that get steps
+        weights = np.array([totals[int(bucket)] for bucket in self._names])
+        # Running sums of the probabilities of a bucket's images; None: epochs.
+        self._cumulative = None
+        if probabilities is not None:
+            self._cumulative = {int(b): np.cumsum(probabilities[self._members[int(b)]]) for b in self._names}
         # Upper ends of the buckets' shares of [0, 2**64), but for the last, whose end is 2**64 itself.
         shares = np.cumsum(weights)[:-1] / weights.sum()
         self._ends = np.array([min(int(share * 2**64), 2**64 - 1) for share in shares], np.uint64)
@@ -110,6 +167,8 @@ class Sampler:
         with self._lock:
             which, done = self._schedule(step)
             bucket = int(self._names[which])
+            if self._cumulative is not None:
+                return BatchPlan(bucket, self._draw(bucket, step))
             return BatchPlan(bucket, self._stream(bucket, done * self.batch_size, self.batch_size))
 
     def _choices(self, first: int, count: int) -> np.ndarray:
@@ -127,6 +186,15 @@ class Sampler:
         choices = self._choices(block * _STEPS_PER_BLOCK, within + 1)
         which = int(choices[-1])
         return which, int(self._block_starts[block][which] + np.count_nonzero(choices[:-1] == which))
+
+    def _draw(self, bucket: int, step: int) -> np.ndarray:
+        """Returns the images of a step, drawn by their probabilities."""
+        cumulative = self._cumulative[bucket]
+        points = random_stream(self._seed, _DRAWS, step).random(self.batch_size) * cumulative[-1]
+        # side="right": a point belongs to the first image whose sum exceeds it, so never to one of probability 0. The
+        # product may round up to the whole sum; the last image of probability above 0 is then the one.
+        last = np.searchsorted(cumulative, cumulative[-1], side="left")
+        return self._members[bucket][np.minimum(np.searchsorted(cumulative, points, side="right"), last)]
 
     def _stream(self, bucket: int, start: int, count: int) -> np.ndarray:
         """Returns entries start .. start + count of a bucket's endless stream of images."""

@@ -20,6 +20,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from eql_jax.training.batch_scaling import apply_linear_rule
 from eql_jax.training.config_values import type_faults, value_faults
 from eql_jax.training.errors import ConfigError
 
@@ -28,7 +29,9 @@ FREE_SECTIONS = ("data.supershapes",)  # sections whose keys are arguments of a 
 
 
 def load_config(source: str | Path | ConfigDict, overrides: Sequence[str] = (), *, base: ConfigDict) -> ConfigDict:
-    """Loads a config, applies command-line overrides and checks the result.
+    """Loads a config, applies command-line overrides, checks the result and scales it to its batch size.
+
+    The scaling is `batch_scaling.apply_linear_rule`, which leaves alone what the overrides name.
 
     Args:
         source: a Python file with `get_config()` ('file.py:text' calls `get_config('text')`), or the config.json of a
@@ -45,6 +48,7 @@ def load_config(source: str | Path | ConfigDict, overrides: Sequence[str] = (), 
     config = source.copy_and_resolve_references() if isinstance(source, ConfigDict) else _read(source)
     config.unlock()
     overrides = list(overrides)
+    given = {match["key"] for word in overrides if (match := OVERRIDE.fullmatch(word))}
     _check_known(config, base, "the config" if isinstance(source, ConfigDict) else str(source))
     _check_overrides(config, overrides)
     overrides = _apply_free(config, overrides)
@@ -59,6 +63,8 @@ def load_config(source: str | Path | ConfigDict, overrides: Sequence[str] = (), 
         raise ConfigError(f"unexpected words on the command line: {' '.join(rest)}; overrides are --config.key=value")
     config = holder["config"].value
     validate(config, base=base)
+    if apply_linear_rule(config, given=given):
+        validate(config, base=base)  # steps may have become equal
     return config.lock()
 
 

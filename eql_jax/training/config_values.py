@@ -11,7 +11,7 @@ from eql_jax.training.optimizer import OPTIMIZERS, parameter_factors
 from eql_jax.training.schedules import SCHEDULES
 
 CHOICES = {
-    "data.sampler": ("uniform", "repeat_factor"),
+    "data.sampler": ("uniform", "repeat_factor", "class_aware"),
     "model.dtype": ("float32", "bfloat16"),
     "model.backbone.depth": (18, 34, 50, 101),
     "model.backbone.norm": ("frozen_batch_norm", "batch_norm", "group_norm"),
@@ -69,6 +69,7 @@ RANGES = {
     "model.test.detections_per_image": (1, None),
     "model.test.candidates": (1, None),
     "train.batch_size": (1, None),
+    "train.reference_batch_size": (0, None),
     "train.steps": (1, None),
     "train.gradient_accumulation": (1, None),
     "optimizer.learning_rate": (0, None),
@@ -185,6 +186,11 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
             yield f"mesh.{axis} is 0; expected a number of devices, or -1 for all that are left"
     if config.mesh.data == -1 and config.mesh.model == -1:
         yield "mesh.data and mesh.model are both -1; one of them must be a number of devices"
+    if config.eval.ap_fixed and m.test.detections_per_image <= config.eval.max_detections:
+        yield (
+            f"eval.ap_fixed: model.test.detections_per_image is {m.test.detections_per_image}; expected more than "
+            f"eval.max_detections {config.eval.max_detections}, 1000 say, because AP-fixed has no limit per image"
+        )
     for name, weight in t.loss_weights.items():
         if not weight >= 0:
             yield f"train.loss_weights.{name} is {weight}; expected at least 0"

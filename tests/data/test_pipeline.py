@@ -1,6 +1,5 @@
 """Batches: their form, geometry, determinism, hosts, buckets, and the pixels of odd image files."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from eql_jax.data.pipeline import make_eval_batches, make_prediction_batches, ma
 from eql_jax.data.transforms import Size, draw_augmentation, fit_size, output_size, resize_boxes
 from tests.data.conftest import make_content
 
-TESTDATA = Path(__file__).parents[1] / "testdata"
 MIXED = [(80, 60), (60, 80), (90, 60), (64, 64), (50, 100), (80, 50), (33, 61)]
 
 
@@ -39,20 +37,6 @@ def mixed(write_dataset):
     content["annotations"][0]["iscrowd"] = 1
     paths = write_dataset(content)
     return load_annotations(paths.json, paths.images, strict=True)
-
-
-def test_sizes_and_boxes_of_detectron2():
-    golden = json.loads((TESTDATA / "data_mapper.json").read_text())["resize"]
-    for image in golden:
-        old = Size(image["height"], image["width"])
-        xywh = np.array(image["bbox_xywh"])
-        boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-        for case in image["settings"]:
-            new = output_size(*old, shorter_side=case["shorter_side"], longest_side=case["longest_side"])
-            assert list(new) == case["size_hw"]
-            resized = resize_boxes(boxes, old=old, new=new, flip=case["flip"])
-            assert resized.dtype == np.float32
-            np.testing.assert_allclose(resized, case["boxes"], atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +150,9 @@ def test_flip_mirrors_image_box_and_mask(write_dataset, config):
     assert seen == {(90, False), (90, True), (120, False), (120, True)}
 
 
-def test_same_batches_again_and_from_any_step(mixed, config):
-    config.data.sampler = "repeat_factor"
+@pytest.mark.parametrize("sampler", ["repeat_factor", "class_aware"])
+def test_same_batches_again_and_from_any_step(mixed, config, sampler):
+    config.data.sampler = sampler
     config.data.repeat_threshold = 0.9
     first = take(make_train_iterator(mixed, config), 6)
     config.data.workers = 1
@@ -184,8 +169,9 @@ def test_same_batches_again_and_from_any_step(mixed, config):
     assert other["image"].shape != first[0]["image"].shape or (other["image"] != first[0]["image"]).any()
 
 
-@pytest.mark.parametrize("num_hosts", [2, 4])
-def test_hosts_make_rows_of_the_same_batch(mixed, config, num_hosts):
+@pytest.mark.parametrize(("num_hosts", "sampler"), [(2, "uniform"), (4, "uniform"), (2, "class_aware")])
+def test_hosts_make_rows_of_the_same_batch(mixed, config, num_hosts, sampler):
+    config.data.sampler = sampler
     whole = take(make_train_iterator(mixed, config), 3)
     parts = [take(make_train_iterator(mixed, config, host=h, num_hosts=num_hosts), 3) for h in range(num_hosts)]
     for step, batch in enumerate(whole):
@@ -361,3 +347,19 @@ def test_no_jax_and_no_early_tensorflow():
     code = "; ".join(f"import eql_jax.data.{module}" for module in modules)
     code += "; import sys; assert not {'jax', 'tensorflow', 'flax'} & set(sys.modules), 'imported too much'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_class_aware_sampling_counts_no_crowds(write_dataset, config):
+    """Class 0 in images 0 and, as a crowd only, 1; class 1 in images 1 and 2: p = 1/2, 1/4, 1/4."""
+    content = make_content([(80, 60)] * 3, objects_per_image=2)
+    for annotation, category in zip(content["annotations"], [10, 10, 20, 10, 20, 20], strict=True):
+        annotation["category_id"] = category
+    content["annotations"][3]["iscrowd"] = 1
+    paths = write_dataset(content)
+    config.data.sampler = "class_aware"
+    iterator = make_train_iterator(load_annotations(paths.json, paths.images), config)
+    drawn = np.concatenate([iterator.sampler.batch(step).indices for step in range(500)])
+    iterator.close()
+    share = np.bincount(drawn, minlength=3) / drawn.size
+    assert drawn.size == 2000
+    np.testing.assert_allclose(share, [0.5, 0.25, 0.25], atol=5 * np.sqrt(0.25 / 2000))

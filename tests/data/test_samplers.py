@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eql_jax.data.samplers import Sampler, repeat_factors
+from eql_jax.data.samplers import Sampler, class_aware_probabilities, repeat_factors
 
 TESTDATA = Path(__file__).parents[1] / "testdata"
 
@@ -103,11 +103,90 @@ def test_repeat_factors_by_hand():
     np.testing.assert_array_equal(repeat_factors([np.array([], np.int64)], num_classes=1, threshold=1.0), [1])
 
 
+def test_class_aware_probabilities_by_hand():
+    """Class 0 in three images, 1 in one, 2 in two, 3 nowhere: C = 3, p = 1/3 (1/3 + ..)."""
+    classes = [np.array(c, np.int64) for c in ([0, 0], [1, 0, 0], [2, 2, 2], [0, 2], [])]
+    found = class_aware_probabilities(classes, num_classes=4)
+    np.testing.assert_allclose(found, [1 / 9, 1 / 9 + 1 / 3, 1 / 6, 1 / 9 + 1 / 6, 0], rtol=1e-12)
+
+
+def long_tail(images=300, num_classes=12, seed=0):
+    """Classes and buckets of images: class c is in about a share .6 / (c + 1)^1.5 of them; image 0 has none."""
+    random = np.random.default_rng(seed)
+    share = 0.6 / np.arange(1, num_classes + 1) ** 1.5
+    classes = [np.flatnonzero(random.random(num_classes) < share) for _ in range(images)]
+    classes[0] = np.zeros(0, np.int64)
+    return classes, random.choice(3, images, p=[0.7, 0.25, 0.05])
+
+
+def test_class_aware_frequencies():
+    """Images and classes come as often as their probabilities say, to 5 standard errors, with buckets as without."""
+    classes, buckets = long_tail()
+    probabilities = class_aware_probabilities(classes, num_classes=12)
+    has_class = np.array([np.isin(np.arange(12), of_image) for of_image in classes])
+    seen = has_class.any(axis=0)
+    expected = probabilities @ has_class  # probability that an image of a batch contains the class
+    assert expected[seen].min() >= 1 / seen.sum() - 1e-12  # a class is drawn with probability 1 / C, and comes along
+    for assigned in (np.zeros(300, int), buckets):
+        sampler = Sampler(buckets=assigned, batch_size=16, seed=1, probabilities=probabilities)
+        plans = [sampler.batch(step) for step in range(4000)]
+        assert all((assigned[plan.indices] == plan.bucket).all() for plan in plans)
+        images = np.bincount(np.concatenate([plan.indices for plan in plans]), minlength=300)
+        draws = images.sum()
+        assert images[0] == 0 and draws == 64_000
+        for count, p in ((images, probabilities), (images @ has_class, expected)):
+            error = np.sqrt(p * (1 - p) / draws)
+            assert (np.abs(count / draws - p) <= 5 * error).all()
+        # A low-discrepancy sequence chooses the buckets: each is within a few steps of its share.
+        steps = np.bincount([plan.bucket for plan in plans], minlength=3)
+        shares = np.bincount(assigned, weights=probabilities, minlength=3)
+        assert np.abs(steps - 4000 * shares).max() < 4
+
+
+def test_class_aware_random_access_and_hosts():
+    """A plan is a function of (seed, step): any start, any order, any instance (host) gives the same."""
+    classes, buckets = long_tail()
+    kwargs = dict(buckets=buckets, batch_size=8, probabilities=class_aware_probabilities(classes, num_classes=12))
+    forward = Sampler(seed=5, **kwargs)
+    expected = [forward.batch(step) for step in range(50)]
+    resumed = Sampler(seed=5, **kwargs)
+    for step in (49, 3, 20):
+        plan = resumed.batch(step)
+        assert plan.bucket == expected[step].bucket
+        np.testing.assert_array_equal(plan.indices, expected[step].indices)
+    assert len({tuple(plan.indices) for plan in expected}) == 50
+    other = Sampler(seed=6, **kwargs)
+    assert any((other.batch(step).indices != plan.indices).any() for step, plan in enumerate(expected))
+
+
+def test_class_aware_far_step_is_as_fast():
+    """No state is built up with the steps but 24 bytes for every 4096 of them."""
+    sampler = Sampler(buckets=[0, 1, 1], batch_size=4, seed=0, probabilities=np.array([0.2, 0.3, 0.5]))
+    sampler.batch(1_000_000)
+    assert not sampler._orders and not any(sampler._epoch_ends.values()) and len(sampler._block_starts) <= 246
+
+
+def test_images_of_probability_zero_never_come():
+    """Not the first, not the last of a bucket, and not a whole bucket of them."""
+    sampler = Sampler(buckets=[0, 0, 0, 0, 1, 1], batch_size=50, seed=0, probabilities=np.array([0, 1, 1, 0, 0, 0]))
+    drawn = np.concatenate([sampler.batch(step).indices for step in range(50)])
+    assert set(drawn.tolist()) == {1, 2}
+    np.testing.assert_array_equal(sampler.members(1), [4, 5])
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="no images"):
         Sampler(buckets=[], batch_size=2, seed=0)
     with pytest.raises(ValueError, match="repeat factor"):
         Sampler(buckets=[0, 0], batch_size=2, seed=0, factors=np.array([1.0, 0.5]))
+    with pytest.raises(ValueError, match="one probability >= 0 for each of 2 images"):
+        Sampler(buckets=[0, 0], batch_size=2, seed=0, probabilities=np.array([1.0, -0.5]))
+    with pytest.raises(ValueError, match="one above 0"):
+        Sampler(buckets=[0, 0], batch_size=2, seed=0, probabilities=np.zeros(2))
+    with pytest.raises(ValueError, match="both given"):
+        Sampler(buckets=[0], batch_size=2, seed=0, factors=np.ones(1), probabilities=np.ones(1))
+    with pytest.raises(ValueError, match="2 images without a class"):
+        class_aware_probabilities([np.zeros(0, np.int64)] * 2, num_classes=3)
     with pytest.raises(ValueError, match="batch size"):
         Sampler(buckets=[0], batch_size=0, seed=0)
     with pytest.raises(ValueError, match="step"):
