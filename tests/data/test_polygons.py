@@ -1,7 +1,4 @@
-"""Cropped masks: known shapes by hand, detectron2's mask targets, run lengths against pycocotools."""
-
-import json
-from pathlib import Path
+"""Cropped masks: known shapes by hand, run lengths against pycocotools. For detectron2's targets see test_mapper.py."""
 
 import numpy as np
 import pytest
@@ -10,20 +7,9 @@ from pycocotools import mask as mask_api
 from eql_jax.data.polygons import crop_mask, decode_run_lengths, decompress_counts, parse_run_lengths
 from tests.data.conftest import rectangle
 
-TESTDATA = Path(__file__).parents[1] / "testdata"
-
 
 def polygons(*parts):
     return tuple(np.array(part, np.float32).reshape(-1, 2) for part in parts)
-
-
-def test_mask_targets_of_detectron2():
-    """23 targets of 28 x 28 from drawn polygons, one of them in two parts: every cell equal."""
-    golden = json.loads((TESTDATA / "data_mapper.json").read_text())["mask_targets"]
-    for target in golden["targets"]:
-        parts = tuple(np.array(part).reshape(-1, 2) for part in golden["polygons"][target["instance"]])
-        expected = np.array([[int(bit) for bit in f"{row:028b}"] for row in target["rows"]], np.uint8)
-        np.testing.assert_array_equal(crop_mask(parts, np.array(target["box"]), mask_size=28), expected)
 
 
 def test_rectangle_fills_its_box():
