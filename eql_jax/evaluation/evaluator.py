@@ -11,11 +11,16 @@ which changes a number on an LVIS file:
   of its class (intersection over its own area at least the IoU threshold) is neither right nor wrong;
 * AP50 is also reported for rare, common and frequent classes.
 
+AP-fixed (Dave et al. 2021, https://arxiv.org/abs/2102.01066) is the same code on other detections: the best N of each
+class over the whole data set, however many an image has. The limit per image makes classes compete for places, so that
+AP depends on how the scores of one class compare with another's; AP-fixed takes every class by itself.
+
 -1 stands for "no ground truth", as in the official package, and all values are shares of 1.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import os
@@ -29,6 +34,7 @@ from eql_jax.evaluation import lvis_api
 from eql_jax.evaluation.ground_truth import LETTERS, GroundTruth, prepare_ground_truth
 
 IOU_TYPES = ("bbox", "segm")
+AP_FIXED_DETECTIONS = 10_000  # of each class: what Dave et al. take for LVIS
 _COPIED = ("image_id", "category_id", "score")
 
 
@@ -50,10 +56,12 @@ class EvaluationResult:
 
     Attributes:
       metrics: by IoU type ('bbox', 'segm'): AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP50r, AP50c, AP50f,
-        AR@n, ARs@n, ARm@n and ARl@n, with n the limit of detections per image. Shares of 1; -1: no ground truth.
+        AR@n, ARs@n, ARm@n and ARl@n, with n the limit of detections per image (AR@-1: no limit). Shares of 1; -1: no
+        ground truth.
       classes: one `ClassResult` per category, by ascending id.
-      num_images, num_annotations, num_detections: what was evaluated (detections before the limit per image).
-      max_detections: the limit, -1 for none.
+      num_images, num_annotations, num_detections: what was evaluated (detections before the limits).
+      max_detections: the limit per image, -1 for none.
+      detections_per_class: the limit per class of AP-fixed, None for none.
       notes: what was left out or looks wrong, one sentence each.
     """
 
@@ -63,6 +71,7 @@ class EvaluationResult:
     num_annotations: int
     num_detections: int
     max_detections: int
+    detections_per_class: int | None
     notes: tuple[str, ...]
 
     def flat(self) -> dict[str, float]:
@@ -187,6 +196,35 @@ def _select_results(
     return kept, notes
 
 
+def _best_of_each_class(results: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The `count` results of highest score of each category, in the order they came in; of equal ones the first."""
+    order = sorted(range(len(results)), key=lambda i: -results[i]["score"])  # stable
+    taken: collections.Counter[int] = collections.Counter()
+    kept = []
+    for index in order:
+        category_id = results[index]["category_id"]
+        if taken[category_id] < count:
+            taken[category_id] += 1
+            kept.append(index)
+    return [results[index] for index in sorted(kept)]
+
+
+def _run_official(
+    ground_truth: GroundTruth, results: list[dict[str, Any]], *, iou_type: str, max_detections: int
+) -> Any:
+    """The official evaluation, done: `results` holds its numbers, `eval` its curves.
+
+    Those are precision [T, R, K, A] and recall [T, K, A] in float64, classes by ascending id, -1 without ground truth.
+    """
+    lvis_gt = lvis_api.make_ground_truth(ground_truth.dataset)
+    lvis_dt = lvis_api.make_results(lvis_gt, results, max_detections=max_detections)
+    evaluation = _evaluation_class()(
+        lvis_gt, lvis_dt, iou_type, ground_truth=ground_truth, max_detections=max_detections
+    )
+    evaluation.run()
+    return evaluation
+
+
 def _read(annotations: Any) -> tuple[Mapping[str, Any], str]:
     """The contents of an annotation JSON and its name for messages; an `Annotations` object knows its file as `raw`."""
     if isinstance(annotations, Mapping):
@@ -201,6 +239,7 @@ def evaluate(
     *,
     iou_types: Sequence[str] = IOU_TYPES,
     max_detections: int = 300,
+    detections_per_class: int | None = None,
     image_ids: Iterable[int] | None = None,
     letters: Mapping[int, str] | None = None,
     fallback_letters: Mapping[int, str] | None = None,
@@ -212,7 +251,13 @@ def evaluate(
       results: LVIS result dicts (`eql_jax.evaluation.results`); they are not changed. None at all give zeros.
       iou_types: 'bbox' and 'segm', or one of them. For masks the area of the mask decides on small, medium and large,
         whether the result has a box or not, as in detectron2.
-      max_detections: the best so many of each image count, over all classes and before anything else; -1: all.
+      max_detections: the best so many of each image count, over all classes and before anything else; -1: all. Of
+        equal scores at the limit the first in `results` stay.
+      detections_per_class: AP-fixed: the best so many of each class over all images count (10,000 in the paper); None:
+        all. It goes with max_detections=-1. Detections are cut before anything else, with those of no area and those in
+        images where nobody looked for their class among them; of equal scores at the limit the first in `results` stay,
+        as in the paper's code. What a model or a file has cut per image before remains cut, and AP-fixed of 300
+        detections an image says little: keep many more (`model.test.detections_per_image` of a config).
       image_ids: evaluate these images only, and skip the results of others.
       letters: frequency letters ('r', 'c', 'f') by category id, in place of the file's field `frequency`.
       fallback_letters: the same for categories without that field, all those of COCO. A class that gets no letter
@@ -221,11 +266,19 @@ def evaluate(
     Raises:
       FileNotFoundError: there is no such annotation file.
       ValueError: the annotations cannot be used (see `read_annotation_json` and `prepare_ground_truth`), an IoU type is
-        unknown, or a result lacks what it needs or is of an unknown image.
+        unknown, a result lacks what it needs or is of an unknown image, or `detections_per_class` is below 1 or comes
+        with a limit per image.
       ImportError: the `lvis` package is missing.
     """
     if not iou_types or any(iou_type not in IOU_TYPES for iou_type in iou_types):
         raise ValueError(f"iou_types: expected some of {IOU_TYPES}, found {tuple(iou_types)}")
+    if detections_per_class is not None and detections_per_class < 1:
+        raise ValueError(f"detections_per_class: expected at least 1, or None for no limit, got {detections_per_class}")
+    if detections_per_class is not None and max_detections != -1:
+        raise ValueError(
+            f"detections_per_class {detections_per_class} with max_detections {max_detections}: AP-fixed has no limit "
+            "per image; pass max_detections=-1"
+        )
     dataset, source = _read(annotations)
     image_ids = None if image_ids is None else list(image_ids)
     metrics: dict[str, dict[str, float]] = {}
@@ -242,12 +295,10 @@ def evaluate(
         )
         selected, result_notes = _select_results(results, ground_truth, all_images=image_ids is None, iou_type=iou_type)
         notes.update(dict.fromkeys([*ground_truth.notes, *result_notes]))
-        lvis_gt = lvis_api.make_ground_truth(ground_truth.dataset)
-        lvis_dt = lvis_api.make_results(lvis_gt, selected, max_detections=max_detections)
-        evaluation = _evaluation_class()(
-            lvis_gt, lvis_dt, iou_type, ground_truth=ground_truth, max_detections=max_detections
-        )
-        evaluation.run()
+        counted = selected
+        if detections_per_class is not None:
+            counted = _best_of_each_class(selected, detections_per_class)
+        evaluation = _run_official(ground_truth, counted, iou_type=iou_type, max_detections=max_detections)
         values = dict(evaluation.results)
         for group, letter in enumerate(LETTERS):
             values[f"AP50{letter}"] = evaluation._summarize("ap", iou_thr=0.5, freq_group_idx=group)
@@ -276,6 +327,7 @@ def evaluate(
         num_annotations=len(ground_truth.dataset["annotations"]),
         num_detections=len(selected),
         max_detections=max_detections,
+        detections_per_class=detections_per_class,
         notes=tuple(notes),
     )
 

@@ -4,7 +4,7 @@ B images of a batch on this host, K classes. Into the output directory go
 
     results.host0000.json ...   what each host detected, LVIS format
     results.json                all of it
-    metrics.json, table.txt     AP and AR of boxes and masks
+    metrics.json, table.txt     AP and AR of boxes and masks, and AP-fixed where the config asks for it
     classes.csv                 AP of every class beside its training frequency
     pictures/                   detections beside ground truth, some images
 
@@ -14,6 +14,7 @@ All hosts must share the storage that the directory is on.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import sys
 import time
@@ -30,7 +31,7 @@ from eql_jax.data.categories import ClassStatistics
 from eql_jax.data.images import ImageError, read_image
 from eql_jax.data.records import Annotations, ImageRecord, evenly_spaced
 from eql_jax.data.transforms import Size
-from eql_jax.evaluation.evaluator import IOU_TYPES, EvaluationResult, evaluate
+from eql_jax.evaluation.evaluator import AP_FIXED_DETECTIONS, IOU_TYPES, EvaluationResult, evaluate
 from eql_jax.evaluation.results import Result, ResultWriter, detections_to_results, host_file, merge_results
 from eql_jax.evaluation.tables import format_table, write_class_csv, write_metrics_json
 from eql_jax.visualize import class_labels, draw_detections, draw_objects, side_by_side
@@ -110,7 +111,8 @@ def run_evaluation(
       batches: this host's; where they have `records` (by image id), those images are evaluated, whether or not their
         file could be read. Else all of the annotation file's are.
       annotations: the evaluation set.
-      config: reads eval.max_detections, eval.pictures, log.progress and data.workers.
+      config: reads eval.max_detections, eval.ap_fixed, eval.pictures, log.progress and data.workers; for AP-fixed also
+        model.test.detections_per_image, because results.json then has all that the model found in an image.
       out_dir: see the module's head; files of an earlier evaluation there are replaced.
       statistics: training frequencies, for the table of classes, and for the letters of classes without one in the
         file.
@@ -122,10 +124,13 @@ def run_evaluation(
       log: where the table goes.
 
     Returns:
-      Metrics such as 'segm/AP' and 'bbox/AP50r' (`EvaluationResult.flat`), shares of 1, -1 without ground truth.
+      Metrics such as 'segm/AP' and 'bbox/AP50r' (`EvaluationResult.flat`), shares of 1, -1 without ground truth; with
+      eval.ap_fixed also 'segm_fixed/AP' and so on (`metric_names`).
     """
     out_dir = Path(out_dir)
-    max_detections = config.eval.max_detections
+    max_detections, ap_fixed = config.eval.max_detections, config.eval.ap_fixed
+    # AP-fixed takes all that the model found; the evaluator then limits the images for the other metrics.
+    written = config.model.test.detections_per_image if ap_fixed else max_detections
     class_ids = annotations.class_ids if class_ids is None else class_ids
     started = time.monotonic()
     images = 0
@@ -136,9 +141,7 @@ def run_evaluation(
         ResultWriter(host_file(out_dir, host)) as writer,
         tqdm(total=total, unit="image", desc="evaluate", disable=not shown, dynamic_ncols=True, leave=False) as bar,
     ):
-        found = detect(
-            detector, variables, batches, class_ids, max_detections=max_detections, workers=config.data.workers
-        )
+        found = detect(detector, variables, batches, class_ids, max_detections=written, workers=config.data.workers)
         for batch_results in found:
             writer.write(batch_results.results)
             images += len(batch_results.image_ids)
@@ -146,18 +149,15 @@ def run_evaluation(
     seconds = time.monotonic() - started
     if num_hosts > 1:
         _wait_for_all_hosts()
+    names = metric_names(max_detections, ap_fixed=ap_fixed)
     if host > 0:
-        return _share_metrics(None, max_detections)
+        return _share_metrics(None, names)
 
     results = merge_results(out_dir, num_hosts=num_hosts)
     letters = None if statistics is None else _by_id(statistics, statistics.frequencies)
-    result = evaluate(
-        annotations,
-        results,
-        max_detections=max_detections,
-        image_ids=None if records is None else records.keys(),
-        fallback_letters=letters,
-    )
+    options = {"image_ids": None if records is None else records.keys(), "fallback_letters": letters}
+    result = evaluate(annotations, results, max_detections=max_detections, **options)
+    fixed = _evaluate_ap_fixed(annotations, results, written, **options) if ap_fixed else None
     absent = annotations.report.counts.get("missing image", 0)
     if absent:
         log(
@@ -165,7 +165,7 @@ def run_evaluation(
             "evaluated: these numbers are not those of the whole set"
         )
     log(f"{images} images on this host in {seconds:.1f} s ({images / max(seconds, 1e-9):.2f} images/s)")
-    _write_tables(out_dir, result, statistics, step, log)
+    _write_tables(out_dir, result, fixed, statistics, step, log)
     for skipped in getattr(batches, "skipped", ()):
         log(f"not read, so its objects count as missed: {skipped.path}: {skipped.reason}")
     count = config.eval.pictures if pictures is None else pictures
@@ -174,7 +174,26 @@ def run_evaluation(
         chosen = evenly_spaced(list((records or {r.id: r for r in annotations.images}).values()), count)
         drawn = draw_pictures(folder, chosen, results, annotations, result)
         log(f"{drawn} pictures in {folder}")
-    return _share_metrics(result.flat(), max_detections) if num_hosts > 1 else result.flat()
+    metrics = result.flat()
+    if fixed is not None:
+        metrics |= {_fixed_name(name): value for name, value in fixed.flat().items()}
+    return _share_metrics(metrics, names) if num_hosts > 1 else metrics
+
+
+def _evaluate_ap_fixed(
+    annotations: Annotations, results: Sequence[Result], detections_per_image: int, **options: Any
+) -> EvaluationResult:
+    """AP-fixed, with a note where the model's own limit per image stands in its way, and not the other notes again."""
+    fixed = evaluate(annotations, results, max_detections=-1, detections_per_class=AP_FIXED_DETECTIONS, **options)
+    per_image = collections.Counter(result["image_id"] for result in results)
+    full = sum(count >= detections_per_image for count in per_image.values())
+    notes = ()
+    if full:
+        notes = (
+            f"{full} of {fixed.num_images} images have as many detections as model.test.detections_per_image "
+            f"{detections_per_image} allows; AP-fixed has no limit per image, so raise it until this note goes",
+        )
+    return dataclasses.replace(fixed, notes=notes)
 
 
 def draw_pictures(
@@ -214,19 +233,21 @@ def draw_pictures(
 def _write_tables(
     out_dir: Path,
     result: EvaluationResult,
+    fixed: EvaluationResult | None,
     statistics: ClassStatistics | None,
     step: int | None,
     log: Callable[[str], None],
 ) -> None:
-    table = format_table(result)
+    table = format_table(result) if fixed is None else f"{format_table(result)}\n\n{format_table(fixed)}"
     log(table)
     (out_dir / "table.txt").write_text(table + "\n", encoding="utf-8")
-    write_metrics_json(out_dir / "metrics.json", result, extra={} if step is None else {"step": step})
+    write_metrics_json(out_dir / "metrics.json", result, extra={} if step is None else {"step": step}, ap_fixed=fixed)
     write_class_csv(
         out_dir / "classes.csv",
         result,
         train_image_counts=statistics and _by_id(statistics, statistics.image_counts.tolist()),
         train_instance_counts=statistics and _by_id(statistics, statistics.instance_counts.tolist()),
+        ap_fixed=fixed,
     )
 
 
@@ -234,10 +255,15 @@ def _by_id(statistics: ClassStatistics, values: Sequence[Any]) -> dict[int, Any]
     return dict(zip(statistics.category_ids.tolist(), values, strict=True))
 
 
-def metric_names(max_detections: int) -> list[str]:
+def metric_names(max_detections: int, *, ap_fixed: bool = False) -> list[str]:
     """The keys that `run_evaluation` returns."""
-    names = [*_METRICS, *(f"{name}@{max_detections}" for name in _RECALLS)]
-    return [f"{iou_type}/{name}" for iou_type in IOU_TYPES for name in names]
+    names = [f"{t}/{name}" for t in IOU_TYPES for name in (*_METRICS, *(f"{r}@{max_detections}" for r in _RECALLS))]
+    return names + ([_fixed_name(name) for name in metric_names(-1)] if ap_fixed else [])
+
+
+def _fixed_name(name: str) -> str:
+    """'segm/AP' -> 'segm_fixed/AP'."""
+    return name.replace("/", "_fixed/", 1)
 
 
 def _wait_for_all_hosts() -> None:
@@ -246,10 +272,9 @@ def _wait_for_all_hosts() -> None:
     multihost_utils.sync_global_devices("eql_jax results written")
 
 
-def _share_metrics(metrics: Mapping[str, float] | None, max_detections: int) -> dict[str, float]:
+def _share_metrics(metrics: Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
     """Sends the first host's metrics to all, so that every host takes the same checkpoint for the best."""
     from jax.experimental import multihost_utils
 
-    names = metric_names(max_detections)
     values = np.array([metrics[name] if metrics else 0.0 for name in names], np.float32)
     return dict(zip(names, np.asarray(multihost_utils.broadcast_one_to_all(values)).tolist(), strict=True))

@@ -34,6 +34,8 @@ def _line(label: str, cells: list[str]) -> str:
 def format_table(result: EvaluationResult) -> str:
     """The table of boxes and masks by frequency and size, in percent, with the notes of the evaluation below it."""
     limit = f"at most {result.max_detections} an image" if result.max_detections >= 0 else "no limit per image"
+    if result.detections_per_class is not None:
+        limit = f"AP-fixed: the best {result.detections_per_class} of each class"
     lines = [
         f"{result.num_images} images, {result.num_annotations} objects, {result.num_detections} detections ({limit}). "
         "Percent; '-': no ground truth.",
@@ -61,39 +63,58 @@ def write_class_csv(
     *,
     train_image_counts: Mapping[int, int] | None = None,
     train_instance_counts: Mapping[int, int] | None = None,
+    ap_fixed: EvaluationResult | None = None,
 ) -> None:
     """Writes a row per class.
 
     Columns: class_id, name, frequency, train_images, train_instances, instances (those evaluated on), and AP and AP50
-    of boxes and masks, as shares of 1. A cell without a value is empty.
+    of boxes and masks, as shares of 1; with `ap_fixed` the same once more, such as masks_AP_fixed. A cell without a
+    value is empty.
 
     Args:
       path: the file to write.
       result: the evaluation.
       train_image_counts: training images that hold the class, by category id.
       train_instance_counts: training instances, by category id.
+      ap_fixed: an evaluation of the same classes with `detections_per_class`.
     """
-    iou_types = list(result.metrics)
+    measured = [("", result)] + ([] if ap_fixed is None else [("_fixed", ap_fixed)])
     head = ["class_id", "name", "frequency", "train_images", "train_instances", "instances"]
-    head += [f"{IOU_TYPE_NAMES[iou_type]}_{name}" for iou_type in iou_types for name in ("AP", "AP50")]
+    for suffix, evaluated in measured:
+        head += [f"{IOU_TYPE_NAMES[t]}_{name}{suffix}" for t in evaluated.metrics for name in ("AP", "AP50")]
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(head)
-        for c in result.classes:
+        for index, c in enumerate(result.classes):
             row: list[Any] = [c.class_id, c.name, c.frequency]
             row += [(counts or {}).get(c.class_id, "") for counts in (train_image_counts, train_instance_counts)]
             row.append(c.instances)
-            for iou_type in iou_types:
-                row += ["" if v < 0 else f"{v:.6f}" for v in (c.ap[iou_type], c.ap50[iou_type])]
+            for _, evaluated in measured:
+                of_class = evaluated.classes[index]
+                for iou_type in evaluated.metrics:
+                    row += ["" if v < 0 else f"{v:.6f}" for v in (of_class.ap[iou_type], of_class.ap50[iou_type])]
             writer.writerow(row)
 
 
 def write_metrics_json(
-    path: str | os.PathLike[str], result: EvaluationResult, *, extra: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    result: EvaluationResult,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    ap_fixed: EvaluationResult | None = None,
 ) -> None:
-    """Writes the metrics, what they were measured on, and `extra` (the step, say) as JSON; null: no ground truth."""
-    content = {
-        **(extra or {}),
+    """Writes the metrics, what they were measured on, and `extra` (the step, say) as JSON; null: no ground truth.
+
+    With `ap_fixed`, an evaluation with `detections_per_class`, the same of it goes under that key.
+    """
+    content = {**(extra or {}), **_measured(result)}
+    if ap_fixed is not None:
+        content["ap_fixed"] = {"detections_per_class": ap_fixed.detections_per_class, **_measured(ap_fixed)}
+    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _measured(result: EvaluationResult) -> dict[str, Any]:
+    return {
         "num_images": result.num_images,
         "num_annotations": result.num_annotations,
         "num_detections": result.num_detections,
@@ -101,4 +122,3 @@ def write_metrics_json(
         "notes": list(result.notes),
         "metrics": {t: {name: None if v < 0 else v for name, v in m.items()} for t, m in result.metrics.items()},
     }
-    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """AP against an evaluator in plain NumPy (LVIS) and against pycocotools (COCO), and files that are not as they should.
 
-The reference was itself checked against numbers that the official package printed for 40 images of LVIS v0.5
-(check_golden.py): all of them equal to 2e-16.
+The reference is itself checked against numbers that the official package printed for 40 images of LVIS v0.5
+(test_golden.py).
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -52,6 +53,21 @@ def test_mask_area_decides_and_not_the_box_area(lvis_case):
     dataset, results = lvis_case
     without_box = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
     assert evaluate(dataset, results, iou_types=["segm"]) == evaluate(dataset, without_box, iou_types=["segm"])
+
+
+def test_polygons_of_several_parts_count_as_their_union(lvis_case):
+    dataset, results = copy.deepcopy(lvis_case)
+    as_run_lengths = copy.deepcopy(dataset)
+    for annotation, other in zip(dataset["annotations"], as_run_lengths["annotations"], strict=True):
+        x, y, w, h = annotation["bbox"]
+        parts = octagon([x, y, w * 0.7, h]) + octagon([x + w * 0.5, y, w * 0.5, h * 0.6])
+        rles = [reference.to_mask([part], HEIGHT, WIDTH) for part in parts]
+        union = mask_utils.encode(np.asfortranarray((rles[0] | rles[1]).astype(np.uint8)))
+        annotation["segmentation"] = parts
+        other["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": union["counts"].decode()}
+    expected = evaluate(as_run_lengths, results, iou_types=["segm"])
+    assert expected.metrics["segm"]["AP50"] > 0.05
+    assert evaluate(dataset, results, iou_types=["segm"]) == expected
 
 
 def test_subset_of_images(lvis_case):

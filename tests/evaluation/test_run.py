@@ -15,7 +15,12 @@ from eql_jax.evaluation.run import detect, metric_names, run_evaluation
 from tests.evaluation.synthetic_lvis import HEIGHT, WIDTH
 
 CONFIG = ConfigDict(
-    {"eval": {"max_detections": 300, "pictures": 2}, "log": {"progress": False}, "data": {"workers": 2}}
+    {
+        "eval": {"max_detections": 300, "ap_fixed": False, "pictures": 2},
+        "model": {"test": {"detections_per_image": 8}},
+        "log": {"progress": False},
+        "data": {"workers": 2},
+    }
 )
 SIZE = 28  # of predicted masks
 SCALE = 0.5  # resized images are half as large as files
@@ -130,7 +135,7 @@ def test_perfect_detections_on_one_host(tmp_path):
 def test_two_hosts_give_the_metrics_of_one(tmp_path, monkeypatch):
     """Host 1 writes its share, host 0 its own, merges and evaluates; what is broadcast is taken as it is here."""
     monkeypatch.setattr(run, "_wait_for_all_hosts", lambda: None)
-    monkeypatch.setattr(run, "_share_metrics", lambda metrics, max_detections: metrics)
+    monkeypatch.setattr(run, "_share_metrics", lambda metrics, names: metrics)
     annotations = dataset(tmp_path)
 
     def evaluate_on(host, num_hosts, out):
@@ -152,6 +157,74 @@ def test_two_hosts_give_the_metrics_of_one(tmp_path, monkeypatch):
     ids = {r["image_id"] for r in load_results(tmp_path / "two" / "results.host0000.json")}
     assert ids == {1, 3, 5}
     assert len(load_results(tmp_path / "two" / "results.json")) == 24
+
+
+def config_for_ap_fixed(*, kept, limit=3):
+    """AP-fixed with `kept` detections an image from the model, the other metrics with `limit`."""
+    config = CONFIG.copy_and_resolve_references()
+    config.eval.update(ap_fixed=True, max_detections=limit, pictures=0)
+    config.model.test.detections_per_image = kept
+    return config
+
+
+def test_ap_fixed_beside_the_other_metrics(tmp_path):
+    annotations = dataset(tmp_path)
+
+    def evaluate(config, out, lines):
+        detector, batches = perfect_detector(annotations), Batches(annotations)
+        return run_evaluation(detector, {"misses": 0}, batches, annotations, config, tmp_path / out, log=lines.append)
+
+    lines = []
+    metrics = evaluate(config_for_ap_fixed(kept=8), "out", lines)
+    assert sorted(metrics) == sorted(metric_names(3, ap_fixed=True)) and len(metrics) == 64
+    # The best three of five in an image have the classes 1, 5 and 9; the file has all.
+    assert metrics["segm/AR@3"] == pytest.approx((0.5 + 0.5 + 1) / 3, abs=1e-9)
+    for name in ("segm_fixed/AP", "bbox_fixed/APc", "bbox_fixed/AP50r", "segm_fixed/AR@-1"):
+        assert metrics[name] == pytest.approx(1, abs=1e-9), name
+    out = tmp_path / "out"
+    assert len(load_results(out / "results.json")) == 30
+    content = json.loads((out / "metrics.json").read_text())
+    assert content["max_detections"] == 3 and content["metrics"]["segm"]["AR@3"] == metrics["segm/AR@3"]
+    fixed = content["ap_fixed"]
+    assert fixed["detections_per_class"] == 10_000 and fixed["max_detections"] == -1 and fixed["notes"] == []
+    assert {f"segm_fixed/{name}": v for name, v in fixed["metrics"]["segm"].items() if v is not None}.items() <= (
+        metrics.items()
+    )
+    table = (out / "table.txt").read_text()
+    assert "(at most 3 an image)" in table and "(AP-fixed: the best 10000 of each class)" in table
+    head, first = (out / "classes.csv").read_text().splitlines()[:2]
+    row = dict(zip(head.split(","), first.split(","), strict=True))
+    assert float(row["boxes_AP"]) < 0.6 and float(row["boxes_AP_fixed"]) == float(row["masks_AP50_fixed"]) == 1
+
+    plain = config_for_ap_fixed(kept=8)
+    plain.eval.ap_fixed = False
+    without = evaluate(plain, "plain", [])
+    assert without == {name: metrics[name] for name in metric_names(3)}, "the other metrics are as ever"
+    assert len(load_results(tmp_path / "plain" / "results.json")) == 18
+
+
+def test_ap_fixed_says_where_the_model_kept_too_few(tmp_path):
+    annotations = dataset(tmp_path)
+    for kept, expected in ((5, True), (6, False)):
+        lines = []
+        run_evaluation(
+            perfect_detector(annotations),
+            {"misses": 0},
+            Batches(annotations),
+            annotations,
+            config_for_ap_fixed(kept=kept),
+            tmp_path / f"out{kept}",
+            log=lines.append,
+        )
+        note = "note: 6 of 6 images have as many detections as model.test.detections_per_image 5 allows"
+        assert any(note in line for line in lines) == expected
+
+
+def test_metrics_go_to_all_hosts_under_their_names():
+    names = metric_names(300, ap_fixed=True)
+    metrics = {name: index / 64 for index, name in enumerate(reversed(names))}
+    assert run._share_metrics(metrics, names) == metrics
+    assert set(run._share_metrics(None, names)) == set(names)
 
 
 def test_missing_files_and_detections_show(tmp_path):

@@ -74,6 +74,7 @@ def test_overrides(tmp_path, words, key, value):
         ("--config.model.rpn.aspect_ratios=()", r"aspect_ratios is empty"),
         ("--config.model.rpn.aspect_ratios=(0.0,)", r"aspect_ratios is \(0\.0,\); expected numbers of 0\.01 to 100"),
         ("--config.seed=-1", r"seed is -1; expected a number of 0"),
+        ("--config.eval.ap_fixed=true", r"detections_per_image is 300; expected more than eval.max_detections 300"),
         ("--config.optimizer.decay_at=(20, 10)", r"decay_at is \(20, 10\); expected rising steps"),
     ],
 )
