@@ -2,7 +2,8 @@
 
     python train.py --config=configs/supershapes_hard.py --workdir=runs/supershapes_hard
 
-Meant for an accelerator; `supershapes_tiny` is the one for two CPU cores.
+No published figure: the data set is made here. Nothing was measured yet.
+Hardware: planned for one accelerator; `supershapes_tiny` is the one for two CPU cores.
 """
 
 from configs import supershapes_tiny

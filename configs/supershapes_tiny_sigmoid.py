@@ -1,6 +1,9 @@
 """The sigmoid baseline of configs/supershapes_tiny.py: same data, steps and seed, plain sigmoid cross-entropy.
 
-python train.py --config=configs/supershapes_tiny_sigmoid.py --workdir=runs/supershapes_tiny_sigmoid
+    python train.py --config=configs/supershapes_tiny_sigmoid.py --workdir=runs/supershapes_tiny_sigmoid
+
+No published figure: the data set is made here. What was measured: docs/results.md.
+Hardware: two CPU cores, about 12 minutes.
 """
 
 from configs import supershapes_tiny

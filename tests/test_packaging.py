@@ -23,18 +23,6 @@ def test_readme_commands_are_run_by_ci():
         assert command in ci, command
 
 
-def test_configs_can_be_read_and_name_their_command():
-    import importlib
-
-    for path in sorted((ROOT / "configs").glob("*.py")):
-        if path.stem == "__init__":
-            continue
-        module = importlib.import_module(f"configs.{path.stem}")
-        config = module.get_config()
-        assert f"--config=configs/{path.name}" in module.__doc__, path
-        assert path.stem in ("base", config.name), path
-
-
 def test_readme_example_of_the_loss_runs():
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     names = {}

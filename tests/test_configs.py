@@ -1,0 +1,194 @@
+"""Every file of configs/ loads and says how it is run, and the LVIS recipes have the reference's values."""
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from configs import base
+from eql_jax.training import config as config_lib
+from eql_jax.training.schedules import make_schedule
+from eql_jax.training.tail import make_tail
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_CONFIG = ("__init__", "lvis")  # lvis: what the recipes for LVIS share
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in NO_CONFIG)
+RELEASED = [
+    f"lvis_{version}_{depth}_{kind}"
+    for version in ("v05", "v1")
+    for depth in ("r50", "r101")
+    for kind in ("softmax", "sigmoid", "eql", "eql_rfs")
+]
+PAPER = [
+    *(f"lvis_{version}_{depth}_eql_paper" for version in ("v05", "v1") for depth in ("r50", "r101")),
+    *(f"lvis_v05_r50_{kind}_paper" for kind in ("softmax", "sigmoid", "class_aware", "rfs")),
+    "lvis_v05_r101_sigmoid_paper",
+]
+RECIPES = [*RELEASED, *PAPER]
+
+# Mask AP / APr / APc / APf and box AP on LVIS v0.5 val: of the release's page, and of the paper.
+PUBLISHED = {
+    "lvis_v05_r50_softmax": "21.2 / 3.2 / 21.1 / 28.7, box AP 20.8",
+    "lvis_v05_r50_eql": "24.0 / 9.4 / 25.2 / 28.4, box AP 23.6",
+    "lvis_v05_r50_eql_rfs": "26.1 / 17.2 / 27.3 / 28.2, box AP 25.4",
+    "lvis_v05_r101_softmax": "22.8 / 4.3 / 22.7 / 30.2, box AP 22.3",
+    "lvis_v05_r101_eql": "25.9 / 10.0 / 27.9 / 29.8, box AP 25.9",
+    "lvis_v05_r101_eql_rfs": "27.4 / 17.3 / 29.0 / 29.4, box AP 27.1",
+    "lvis_v05_r50_sigmoid_paper": "20.1 / 7.2 / 19.9 / 25.4, box AP 20.5",
+    "lvis_v05_r50_eql_paper": "22.8 / 11.3 / 24.7 / 25.1, box AP 23.3",
+    "lvis_v05_r101_sigmoid_paper": "22.2 / 9.8 / 22.6 / 26.5, box AP 22.7",
+    "lvis_v05_r101_eql_paper": "24.8 / 14.6 / 26.7 / 26.4, box AP 25.2",
+    "lvis_v05_r50_softmax_paper": "20.2 / 4.5 / 20.8 / 25.6",
+    "lvis_v05_r50_class_aware_paper": "18.5 / 7.3 / 19.3 / 21.9",
+    "lvis_v05_r50_rfs_paper": "21.3 / 12.2 / 21.5 / 24.7",
+}
+
+
+def load(name, *overrides):
+    return config_lib.load_config(ROOT / "configs" / f"{name}.py", overrides, base=base.get_config())
+
+
+def docstring(name):
+    return importlib.import_module(f"configs.{name}").__doc__
+
+
+def test_all_recipes_are_there():
+    others = ["base", "supershapes_hard", "supershapes_tiny", "supershapes_tiny_sigmoid"]
+    assert sorted([*RECIPES, *others]) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loads_and_bears_its_name(name):
+    config = load(name)
+    assert name in ("base", config.name)
+    assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring(name):
+    """Its command runs this file with fields that exist; it says what was published and which hardware it needs."""
+    text = docstring(name)
+    # A backslash at the end of a line joins lines in a docstring as in a shell, so a command is one line here.
+    (command,) = re.findall(r"^ *(python train\.py .*)$", text, re.MULTILINE)
+    words = shlex.split(command)
+    flags = dict(word.split("=", 1) for word in words[2:] if word.startswith("--"))
+    assert flags.pop("--config") == f"configs/{name}.py"
+    if name == "base":
+        return
+    assert flags.pop("--workdir") == f"runs/{name}"
+    load(name, *(f"{flag}={value}" for flag, value in flags.items()))
+    assert words[:2] == ["python", "train.py"] and len(words) == 4 + len(flags)
+    assert re.search(r"^(Published: .*(the release's|the paper's) figure|No published figure)", text, re.M | re.S)
+    assert re.search(r"^Hardware: ", text, re.M)
+    if name in PUBLISHED:
+        whose = "the paper's" if name.endswith("_paper") else "the release's"
+        assert f"Published: mask AP/r/c/f {PUBLISHED[name]} on LVIS v0.5 val; {whose} figure" in " ".join(text.split())
+    else:
+        assert "No published figure" in text
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_command_of_a_recipe_names_its_weights_and_files(name):
+    text = docstring(name)
+    depth = 101 if "_r101_" in name else 50
+    version = "v1" if "_v1_" in name else "v0.5"
+    for word in (f"init_from=runs/msra_r{depth} ", f"lvis_{version}_train.json", f"lvis_{version}_val.json"):
+        assert word in text.replace("\n", " "), word
+    assert text.startswith(f"LVIS {version}, Mask R-CNN R{depth}-FPN, ")
+    assert "not run here, nothing was measured for LVIS at full size" in text
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_values_of_the_reference(name):
+    """What the release (detectron2's Base-RCNN-FPN and its defaults) and the paper have in common, value by value."""
+    c = load(name)
+    m, o = c.model, c.optimizer
+    # Weights of MSRA: mean of ImageNet in RGB, no standard deviation, stride in the first 1x1.
+    assert m.pixel_mean == (123.675, 116.28, 103.53) and m.pixel_std == (1.0, 1.0, 1.0)
+    assert m.backbone.stride_in_1x1 and m.backbone.norm == "frozen_batch_norm" and m.backbone.freeze_at == 2
+    assert m.backbone.depth == (101 if "_r101_" in name else 50) and m.backbone.width == 64
+    assert (m.fpn.channels, m.fpn.norm, m.fpn.min_level) == (256, "none", 2)
+    # RPN.
+    assert m.rpn.anchor_sizes == (32, 64, 128, 256, 512) and m.rpn.aspect_ratios == (0.5, 1.0, 2.0)
+    assert (m.rpn.positive_iou, m.rpn.negative_iou, m.rpn.nms_iou) == (0.7, 0.3, 0.7)
+    assert (m.rpn.batch_per_image, m.rpn.positive_fraction) == (256, 0.5)
+    assert (m.rpn.pre_nms_train, m.rpn.post_nms_train) == (2000, 1000)
+    assert (m.rpn.pre_nms_test, m.rpn.post_nms_test) == (1000, 1000)
+    # RoI heads.
+    assert (m.roi.batch_per_image, m.roi.positive_fraction, m.roi.positive_iou) == (512, 0.25, 0.5)
+    assert (m.roi.canonical_size, m.roi.canonical_level) == (224, 4)
+    assert (m.box_head.num_fc, m.box_head.fc_dim, m.box_head.pool_size) == (2, 1024, 7)
+    assert not m.box_head.class_agnostic_boxes and m.box_head.prior == 0.001
+    assert (m.mask_head.num_convs, m.mask_head.channels, m.mask_head.pool_size) == (4, 256, 14)
+    # EQL: E(r) = 0 for background, T a step; without the rule of section 4.2.
+    assert m.eql.background_keeps_negatives and m.eql.function == "step" and not m.eql.verified_negatives
+    # Inference.
+    assert (m.test.nms_iou, m.test.detections_per_image) == (0.5, 300)
+    assert c.data.eval_shorter_side == 800 and c.data.longest_side == 1333 and c.data.flip
+    assert c.eval.max_detections == 300
+    # Training: SGD, decay of biases too and of no norm, warm-up over 1000 steps from 1/1000, no clipping, no average.
+    assert (o.name, o.momentum, o.nesterov, o.weight_decay) == ("sgd", 0.9, False, 1e-4)
+    assert o.groups == ((r".*/norm/.*", 1.0, 0.0),)
+    assert (o.schedule, o.decay_factor, o.warmup_steps, o.warmup_factor) == ("steps", 0.1, 1000, 0.001)
+    assert o.clip_norm == 0 and o.ema_decay == 0
+    assert c.train.gradient_accumulation == 1 and set(dict(c.train.loss_weights).values()) == {1.0}
+    assert c.train.reference_batch_size == c.train.batch_size
+    assert c.data.frequencies == ("lvis_v1" if "_v1_" in name else "lvis_v0.5")
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_values_of_the_release(name):
+    c = load(name)
+    assert (c.train.batch_size, c.train.steps, c.optimizer.learning_rate) == (16, 90_000, 0.02)
+    assert c.optimizer.decay_at == (60_000, 80_000)
+    assert c.data.shorter_side == (640, 672, 704, 736, 768, 800)
+    assert c.model.test.score_threshold == 1e-4 and not c.model.mask_head.class_agnostic
+    kind = name.split("_", 3)[3]
+    assert c.model.box_head.loss == kind.removesuffix("_rfs")
+    assert c.data.sampler == ("repeat_factor" if kind == "eql_rfs" else "uniform")
+    assert c.data.repeat_threshold == (1e-3 if "_v1_" in name else 5e-4)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_values_of_the_paper(name):
+    c = load(name)
+    assert (c.train.batch_size, c.optimizer.learning_rate) == (32, 0.04)
+    # 25, 16 and 22 epochs of 57,263 (v0.5) and 100,170 (v1) images, 32 a step.
+    steps, decay_at = (78_258, (50_085, 68_867)) if "_v1_" in name else (44_737, (28_632, 39_368))
+    assert (c.train.steps, c.optimizer.decay_at) == (steps, decay_at)
+    images = 100_170 if "_v1_" in name else 57_263
+    for step, epochs in zip((steps, *decay_at), (25, 16, 22), strict=True):
+        assert abs(step * 32 / images - epochs) < 1e-3
+    assert c.data.shorter_side == (800,)
+    assert c.model.test.score_threshold == 0.0 and c.model.mask_head.class_agnostic
+    kind = name.split("_", 3)[3].removesuffix("_paper")
+    assert c.model.box_head.loss == {"class_aware": "sigmoid", "rfs": "sigmoid"}.get(kind, kind)
+    assert c.data.sampler == {"class_aware": "class_aware", "rfs": "repeat_factor"}.get(kind, "uniform")
+    assert c.data.repeat_threshold == 1e-3
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if "_eql" in n])
+def test_tail_is_the_rare_and_common_classes(name):
+    """By lambda on v0.5, over the images that each recipe counts; by letter on v1. 915 and 798 classes."""
+    c = load(name)
+    table = json.loads((ROOT / "eql_jax" / "data" / "counts" / f"{c.data.frequencies}.json").read_text())
+    columns = dict(zip(table["columns"], zip(*table["categories"], strict=True), strict=True))
+    letters, images = columns["frequency"], columns["image_count"]
+    tail = make_tail(c, letters=letters, image_counts=images)
+    assert tail.weights.tolist() == [letter in "rc" for letter in letters]
+    assert tail.weights.sum() == (798 if "_v1_" in name else 915)
+    if "_v05_" in name:
+        expected = (1.76e-3, 57_263) if name.endswith("_paper") else (1.77e-3, 56_740)
+        assert (c.model.eql.threshold, c.model.eql.num_images) == expected
+
+
+def test_learning_rate_of_the_release():
+    """By hand: 2e-5 at step 0, half way through the warm-up .02 * (.001 + .999 / 2), then .02, .002, .0002."""
+    c = load("lvis_v05_r50_eql")
+    schedule = make_schedule(c.optimizer, total_steps=c.train.steps)
+    steps = (0, 500, 1000, 59_999, 60_000, 79_999, 80_000)
+    expected = (2e-5, 0.01001, 0.02, 0.02, 0.002, 0.002, 0.0002)
+    assert [float(schedule(step)) for step in steps] == pytest.approx(expected, rel=1e-5)
