@@ -70,6 +70,7 @@ def get_config() -> ConfigDict:
     m.rpn = ConfigDict()
     m.rpn.anchor_sizes = (32, 64, 128, 256, 512)  # pixels, one per level
     m.rpn.aspect_ratios = (0.5, 1.0, 2.0)  # height / width
+    m.rpn.round_anchors = False  # corners of the cell's anchors rounded to pixels, as torchvision does
     m.rpn.positive_iou = 0.7
     m.rpn.negative_iou = 0.3
     m.rpn.batch_per_image = 256  # sampled anchors
@@ -87,6 +88,7 @@ def get_config() -> ConfigDict:
     # Most points per bin and axis with sampling_ratio 0; a larger box gets this many, evenly spread. No box of up to
     # 1792 pixels needs more than 64. A step takes as long as its box with most points: see docs/performance.md.
     m.roi.max_samples = 64
+    m.roi.aligned = True  # False: the half-pixel shift of older RoIAligns, for torchvision's models
     m.roi.canonical_size = 224  # a box of this size is pooled from level canonical_level
     m.roi.canonical_level = 4
     m.box_head = ConfigDict()

@@ -90,13 +90,28 @@ def class_statistics(annotations: Annotations, source: str) -> ClassStatistics:
             f"{counts.origin} ({len(counts.categories)} categories): {'; '.join(faults[:_SHOWN])}{more}. Set "
             f"data.frequencies to one of {PACKAGED_SOURCES}, 'train_annotations' or the JSON of the training set"
         )
+    own = [category.name for category in annotations.categories]
+    return _statistics(own, found, counts.num_images, annotations.class_ids)
+
+
+def packaged_statistics(source: str) -> ClassStatistics:
+    """The training frequencies of all classes of LVIS; source: one of PACKAGED_SOURCES."""
+    counts = _packaged(source)
+    found = [counts.categories[identity] for identity in sorted(counts.categories)]
+    ids = np.array([category.id for category in found], np.int64)
+    return _statistics([category.name for category in found], found, counts.num_images, ids)
+
+
+def _statistics(
+    names: list[str], counted: list[Category], num_images: int, category_ids: np.ndarray
+) -> ClassStatistics:
     return ClassStatistics(
-        names=tuple(category.name for category in annotations.categories),
-        frequencies=tuple(category.frequency for category in found),
-        image_counts=np.array([category.image_count for category in found], np.int64),
-        instance_counts=np.array([category.instance_count for category in found], np.int64),
-        num_images=counts.num_images,
-        category_ids=annotations.class_ids,
+        names=tuple(names),
+        frequencies=tuple(category.frequency for category in counted),
+        image_counts=np.array([category.image_count for category in counted], np.int64),
+        instance_counts=np.array([category.instance_count for category in counted], np.int64),
+        num_images=num_images,
+        category_ids=category_ids,
     )
 
 

@@ -99,7 +99,13 @@ class MaskRCNN(nn.Module):
         """Anchors [n_l,4] of every level, NumPy constants."""
         c = self.config.rpn
         shapes = [x.shape[1:3] for x in pyramid]
-        return pyramid_anchors(shapes, strides=self.strides, sizes=c.anchor_sizes, aspect_ratios=c.aspect_ratios)
+        return pyramid_anchors(
+            shapes,
+            strides=self.strides,
+            sizes=c.anchor_sizes,
+            aspect_ratios=c.aspect_ratios,
+            rounded=c.round_anchors,
+        )
 
     def proposals(self, rpn: RPNOutput, anchors: list[np.ndarray], image_size: jax.Array, *, train: bool) -> Proposals:
         """Best boxes after per-level NMS: boxes [B,P,4], valid [B,P]. No gradient."""
@@ -131,12 +137,15 @@ class MaskRCNN(nn.Module):
             canonical_size=c.canonical_size,
             canonical_level=c.canonical_level,
             max_samples=c.max_samples,
+            aligned=c.aligned,
         )
         return pooled.reshape(-1, *pooled.shape[2:])
 
     # ------------------------------------------------------------------ training
 
-    def losses(self, batch: dict[str, jax.Array], keys: jax.Array, tail_mask: jax.Array) -> dict[str, jax.Array]:
+    def losses(
+        self, batch: dict[str, jax.Array], keys: jax.Array, tail_mask: jax.Array, *, rule: str = "random"
+    ) -> dict[str, jax.Array]:
         """Forward pass in training: the losses and counts of a batch.
 
         Args:
@@ -144,6 +153,7 @@ class MaskRCNN(nn.Module):
             verified_classes (see eql_jax.data.pipeline).
           keys: [B] PRNG keys, one per image.
           tail_mask: [K] bool or float32, T(f) of the equalization loss.
+          rule: how anchors and RoIs are sampled, see ops.sampling; 'spread' for comparison with recorded runs.
 
         Returns:
           float32 scalars: rpn_cls, rpn_box, cls, box, mask (unweighted losses), num_positive_anchors, num_foreground.
@@ -156,12 +166,14 @@ class MaskRCNN(nn.Module):
 
         flat_anchors = jnp.asarray(np.concatenate(anchors))
         c = self.config
-        targets = map_images(lambda g, k: rpn_targets(flat_anchors, g, k, c.rpn))(gt, both[:, 0])
+        targets = map_images(lambda g, k: rpn_targets(flat_anchors, g, k, c.rpn, rule=rule))(gt, both[:, 0])
         terms = self.rpn_losses(rpn, targets)
 
         proposals = self.proposals(rpn, anchors, batch["image_size"], train=True)
         sample = map_images(
-            lambda p, v, g, k: roi_targets(p, v, g, k, c.roi, num_classes=self.num_classes, box_weights=BOX_WEIGHTS)
+            lambda p, v, g, k: roi_targets(
+                p, v, g, k, c.roi, num_classes=self.num_classes, box_weights=BOX_WEIGHTS, rule=rule
+            )
         )(proposals.boxes, proposals.valid, gt, both[:, 1])
         verified = batch["verified_classes"] if c.eql.verified_negatives else None
         return terms | self.roi_losses(pyramid, sample, gt, tail_mask, verified)
@@ -184,10 +196,13 @@ class MaskRCNN(nn.Module):
         gt: GroundTruth,
         tail_mask: jax.Array,
         verified_classes: jax.Array | None = None,
+        mask_targets: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Losses of the heads on sampled RoIs (all arrays batched).
 
         verified_classes: bool [B,K], classes that EQL spares nothing in that image; None: no such rule.
+        mask_targets: bool [B,F,S,S] of the foreground slots, such as polygons rasterised within each RoI
+          (data.polygons.crop_mask, detectron2's way); None: cropped from the objects' masks on the device.
         """
         c = self.config
         num_images, num_rois = sample.classes.shape
@@ -210,8 +225,9 @@ class MaskRCNN(nn.Module):
         )
         fg_boxes = sample.boxes[:, :slots]
         mask_logits = self.mask_head(self.pool(pyramid, fg_boxes, c.mask_head.pool_size), safe_classes)
-        crop = map_images(lambda m, b, r, i: crop_and_resize_masks(m, b, r, i, size=mask_logits.shape[-1]))
-        mask_targets = crop(gt.masks, gt.boxes, fg_boxes, sample.matched[:, :slots])
+        if mask_targets is None:
+            crop = map_images(lambda m, b, r, i: crop_and_resize_masks(m, b, r, i, size=mask_logits.shape[-1]))
+            mask_targets = crop(gt.masks, gt.boxes, fg_boxes, sample.matched[:, :slots])
         mask = losses.mask_loss(mask_logits, mask_targets.reshape(mask_logits.shape), fg.reshape(-1))
         return {"cls": cls, "box": box, "mask": mask, "num_foreground": jnp.sum(fg).astype(jnp.float32)}
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> np.ndarray:
+def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], *, rounded: bool = False) -> np.ndarray:
     """Anchors of one cell, centred on (0, 0).
 
     Args:
       sizes: square roots of the areas, in pixels.
       aspect_ratios: height / width.
+      rounded: round the corners to whole pixels (halves to even), as torchvision's AnchorGenerator does.
 
     Returns:
       float32 [len(sizes) * len(aspect_ratios), 4], the size outermost.
@@ -27,7 +28,8 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> np.n
             width = math.sqrt(size**2 / ratio)
             height = ratio * width
             anchors.append((-width / 2, -height / 2, width / 2, height / 2))
-    return np.asarray(anchors, np.float32)
+    anchors = np.asarray(anchors, np.float32)
+    return np.round(anchors) if rounded else anchors
 
 
 def level_anchors(
@@ -36,6 +38,7 @@ def level_anchors(
     stride: int,
     sizes: Sequence[float],
     aspect_ratios: Sequence[float],
+    rounded: bool = False,
 ) -> np.ndarray:
     """Anchors of one level: float32 [h * w * A, 4] for a feature map (h, w), A = len(sizes) * len(aspect_ratios).
 
@@ -45,7 +48,7 @@ def level_anchors(
     rows, columns = feature_shape
     y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     shifts = np.stack([x, y, x, y], axis=-1).astype(np.float32) * np.float32(stride)
-    return (shifts[:, :, None] + cell_anchors(sizes, aspect_ratios)).reshape(-1, 4)
+    return (shifts[:, :, None] + cell_anchors(sizes, aspect_ratios, rounded=rounded)).reshape(-1, 4)
 
 
 def pyramid_anchors(
@@ -54,6 +57,7 @@ def pyramid_anchors(
     strides: Sequence[int],
     sizes: Sequence[float | Sequence[float]],
     aspect_ratios: Sequence[float],
+    rounded: bool = False,
 ) -> list[np.ndarray]:
     """Anchors of every level, finest first; `np.concatenate` of the list gives the [N, 4] of an image.
 
@@ -62,6 +66,7 @@ def pyramid_anchors(
       strides: pixels between cells, one per level.
       sizes: one size, or a sequence of sizes, per level. One level with several sizes is the C4 layout.
       aspect_ratios: height / width, the same on every level.
+      rounded: see `cell_anchors`.
 
     Returns:
       A float32 [h * w * A, 4] per level.
@@ -81,6 +86,7 @@ def pyramid_anchors(
             stride=stride,
             sizes=size if isinstance(size, Sequence) else (size,),
             aspect_ratios=aspect_ratios,
+            rounded=rounded,
         )
         for shape, stride, size in zip(feature_shapes, strides, sizes, strict=True)
     ]

@@ -30,6 +30,7 @@ def multilevel_roi_align(
     canonical_size: float = 224.0,
     canonical_level: int = 4,
     max_samples: int = 64,
+    aligned: bool = True,
 ) -> jax.Array:
     """Pools every box from the pyramid level that fits its size.
 
@@ -49,8 +50,11 @@ def multilevel_roi_align(
         box of the batch needs; use it for converted models.
       canonical_size: side of the (square) box that is pooled from `canonical_level`, pixels.
       canonical_level: log2 of that level's stride.
-      max_samples: with sampling_ratio 0, the most samples per bin and axis. The default is exact for boxes of up to
-        64 S strides[0] pixels (1792 for S = 7 at stride 4); it bounds the time that one absurd box can take.
+      max_samples: with sampling_ratio 0, the most samples per bin and axis. A box that asks for more gets this many,
+        spread evenly over the bin, so its bins stay means over the whole bin, of fewer points. The default is exact for
+        boxes of up to 64 S strides[0] pixels (1792 for S = 7 at stride 4). All boxes take as many rounds as the one
+        with most samples, at most max_samples squared: 48 is the most for a box inside an 800 x 1333 image at S = 7
+        (1333 x 8 pixels), but 4096 for one a hundred times as large. Memory does not depend on it.
 
     Returns:
       [B, R, S, S, C] in the dtype of the features; sums are float32.
@@ -62,7 +66,7 @@ def multilevel_roi_align(
     _check(features, boxes, strides, output_size, sampling_ratio, max_samples)
     levels = assign_levels(boxes, strides=strides, canonical_size=canonical_size, canonical_level=canonical_level)
     sizes = tuple(feature.shape[1:3] for feature in features)
-    rois = _place(boxes, levels, sizes, strides, output_size)
+    rois = _place(boxes, levels, sizes, strides, output_size, aligned)
     batch, channels = features[0].shape[0], features[0].shape[-1]
     pyramid = jnp.concatenate([feature.reshape(batch, -1, channels) for feature in features], axis=1)
     rois = jax.tree.map(lax.stop_gradient, rois)
@@ -102,17 +106,20 @@ class _PlacedRois(NamedTuple):
     offset: jax.Array  # int32, first row of the level in the flat pyramid
 
 
-def _place(boxes, levels, sizes, strides, output_size) -> _PlacedRois:
+def _place(boxes, levels, sizes, strides, output_size, aligned) -> _PlacedRois:
     areas = [height * width for height, width in sizes]
     offset = np.concatenate([[0], np.cumsum(areas)[:-1]]).astype(np.int32)
     height, width = np.asarray(sizes, np.int32).T
     scale = jnp.asarray(1.0 / np.asarray(strides), boxes.dtype)[levels]
-    x1, y1, x2, y2 = (boxes[..., i] * scale - 0.5 for i in range(4))
+    x1, y1, x2, y2 = (boxes[..., i] * scale - (0.5 if aligned else 0.0) for i in range(4))
+    box_width, box_height = x2 - x1, y2 - y1
+    if not aligned:
+        box_width, box_height = jnp.maximum(box_width, 1.0), jnp.maximum(box_height, 1.0)
     return _PlacedRois(
         x1=x1,
         y1=y1,
-        bin_width=(x2 - x1) / output_size,
-        bin_height=(y2 - y1) / output_size,
+        bin_width=box_width / output_size,
+        bin_height=box_height / output_size,
         width=jnp.asarray(width)[levels],
         height=jnp.asarray(height)[levels],
         offset=jnp.asarray(offset)[levels],
