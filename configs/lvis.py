@@ -98,6 +98,8 @@ def _common(name: str, version: str, depth: int, loss: str) -> ConfigDict:
     c.data.frequencies = VERSIONS[version].frequencies
     c.data.longest_side = 1333
     c.data.flip = True
+    # 4:3 and squarer photographs fit 800 x 1088 at the largest scale; in 800 x 1344 a fifth and more would be padding.
+    c.data.buckets = ((800, 1088), (1088, 800), (800, 1344), (1344, 800))
     c.model.pixel_std = (1.0, 1.0, 1.0)  # the MSRA weights have it in their first convolution
     c.model.backbone.depth = depth
     c.model.backbone.freeze_at = 2

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from configs import base
+from eql_jax.convert.__main__ import parse_arguments
+from eql_jax.data.buckets import choose_bucket
+from eql_jax.data.transforms import Size
 from eql_jax.training import config as config_lib
 from eql_jax.training.schedules import make_schedule
 from eql_jax.training.tail import make_tail
@@ -101,6 +104,17 @@ def test_command_of_a_recipe_names_its_weights_and_files(name):
     assert "not run here, nothing was measured for LVIS at full size" in text
 
 
+def test_commands_that_make_the_weights_are_of_the_converter():
+    commands = re.findall(r"^ *python -m eql_jax\.convert (.*)$", docstring("lvis"), re.MULTILINE)
+    assert len(commands) == 2
+    for command, depth in zip(commands, (50, 101), strict=True):
+        options, overrides = parse_arguments(shlex.split(command))
+        assert not overrides and options.source == "detectron2" and options.backbone_only
+        assert str(options.file) == f"R-{depth}.pkl" and str(options.workdir) == f"runs/msra_r{depth}"
+        config = load(Path(options.config).stem)
+        assert options.config == f"configs/{config.name}.py" and config.model.backbone.depth == depth
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_values_of_the_reference(name):
     """What the release (detectron2's Base-RCNN-FPN and its defaults) and the paper have in common, value by value."""
@@ -120,6 +134,7 @@ def test_values_of_the_reference(name):
     # RoI heads.
     assert (m.roi.batch_per_image, m.roi.positive_fraction, m.roi.positive_iou) == (512, 0.25, 0.5)
     assert (m.roi.canonical_size, m.roi.canonical_level) == (224, 4)
+    assert m.roi.aligned and not m.rpn.round_anchors
     assert (m.box_head.num_fc, m.box_head.fc_dim, m.box_head.pool_size) == (2, 1024, 7)
     assert not m.box_head.class_agnostic_boxes and m.box_head.prior == 0.001
     assert (m.mask_head.num_convs, m.mask_head.channels, m.mask_head.pool_size) == (4, 256, 14)
@@ -137,6 +152,22 @@ def test_values_of_the_reference(name):
     assert c.train.gradient_accumulation == 1 and set(dict(c.train.loss_weights).values()) == {1.0}
     assert c.train.reference_batch_size == c.train.batch_size
     assert c.data.frequencies == ("lvis_v1" if "_v1_" in name else "lvis_v0.5")
+
+
+def test_buckets_of_the_recipes():
+    """No photograph is scaled down to fit, each bucket is of use, and 4:3 fills 98 % of its bucket at 800 pixels."""
+    buckets = load("lvis_v05_r50_eql").data.buckets
+    assert all(load(name).data.buckets == buckets for name in RECIPES)
+    sizes = [Size(*bucket) for bucket in buckets]
+    found = {
+        (h, w): choose_bucket(h, w, buckets=sizes, shorter_side=800, longest_side=1333)
+        for h in range(100, 641, 20)
+        for w in range(100, 641, 20)
+    }
+    assert all(choice.fits for choice in found.values())
+    assert {choice.index for choice in found.values()} == {0, 1, 2, 3}
+    assert found[480, 640].index == 0 and found[640, 480].index == 1 and found[420, 640].index == 2
+    assert 800 * 1067 / (800 * 1088) > 0.98
 
 
 @pytest.mark.parametrize("name", RELEASED)
