@@ -55,7 +55,8 @@ def get_config() -> ConfigDict:
     m.pixel_std = (58.395, 57.12, 57.375)
     m.backbone = ConfigDict()
     m.backbone.depth = 50  # 18, 34, 50 or 101
-    m.backbone.width = 64  # channels of the stem; the stages follow
+    m.backbone.width = 64  # res2 has 4 times as many channels (depths 18 and 34: as many), each stage twice the last
+    m.backbone.stem_width = 0  # channels of the stem; 0: model.backbone.width
     m.backbone.norm = (
         "frozen_batch_norm"  # 'frozen_batch_norm', 'batch_norm' (live, over the global batch) or 'group_norm'
     )

@@ -43,7 +43,6 @@ def _ints(value: Any) -> tuple:
 # detectron2's key -> (our field, how the value is read)
 _FIELDS = {
     "MODEL.RESNETS.DEPTH": ("model.backbone.depth", int),
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": ("model.backbone.width", int),
     "MODEL.RESNETS.NORM": ("model.backbone.norm", _NORMS.__getitem__),
     "MODEL.RESNETS.STRIDE_IN_1X1": ("model.backbone.stride_in_1x1", bool),
     "MODEL.BACKBONE.FREEZE_AT": ("model.backbone.freeze_at", int),
@@ -103,6 +102,7 @@ _EXPECTED = {
     "MODEL.ROI_MASK_HEAD.NORM": "",
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlignV2",
 }
+_BASIC_DEPTHS = (18, 34)  # blocks of two 3x3 convolutions; in deeper ones a stage has four times its inner width
 _HEADS = {"StandardROIHeads": "softmax", "EQLROIHeads": "eql"}
 
 
@@ -129,7 +129,9 @@ def read_source_config(path: str | Path) -> SourceConfig:
     except (yaml.YAMLError, UnicodeError) as e:
         raise ConversionError(f"{path} is no YAML file: {e}") from e
     flat = dict(_leaves(content)) if isinstance(content, Mapping) else {}
-    needed = [*_FIELDS, *_EXPECTED, "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.ROI_HEADS.NAME"]
+    needed = [*_FIELDS, *_EXPECTED]
+    needed += [f"MODEL.RESNETS.{k}" for k in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP")]
+    needed += ["MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.ROI_HEADS.NAME"]
     missing = [key for key in needed if key not in flat]
     if missing:
         raise ConversionError(
@@ -153,6 +155,11 @@ def read_source_config(path: str | Path) -> SourceConfig:
 
     channels = {"BGR": BGR, "RGB": RGB}[flat["INPUT.FORMAT"]]
     step = -1 if channels == BGR else 1
+    depth, res2 = flat["MODEL.RESNETS.DEPTH"], flat["MODEL.RESNETS.RES2_OUT_CHANNELS"]
+    width = res2 if depth in _BASIC_DEPTHS else res2 // 4
+    put("model.backbone.width", width)
+    stem = flat["MODEL.RESNETS.STEM_OUT_CHANNELS"]
+    put("model.backbone.stem_width", 0 if stem == width else stem)
     put("channels", channels)
     put("model.pixel_mean", _floats(flat["MODEL.PIXEL_MEAN"][::step]))
     put("model.pixel_std", _floats(flat["MODEL.PIXEL_STD"][::step]))
@@ -172,11 +179,9 @@ def read_source_config(path: str | Path) -> SourceConfig:
 def _relations(flat: Mapping[str, Any]) -> list[str]:
     """Values that are right only together with others."""
     faults = []
-    depth, width = flat["MODEL.RESNETS.DEPTH"], flat["MODEL.RESNETS.STEM_OUT_CHANNELS"]
-    res2 = width if depth in (18, 34) else 4 * width
-    for key, wanted in (("MODEL.RESNETS.RES2_OUT_CHANNELS", res2), ("MODEL.RESNETS.WIDTH_PER_GROUP", width)):
-        if flat.get(key, wanted) != wanted:
-            faults.append(f"{key} is {flat[key]}; expected {wanted} for a stem of {width} channels and depth {depth}")
+    depth, res2, width = (flat[f"MODEL.RESNETS.{k}"] for k in ("DEPTH", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP"))
+    if depth not in _BASIC_DEPTHS and res2 != 4 * width:
+        faults.append(f"MODEL.RESNETS.RES2_OUT_CHANNELS is {res2}; expected 4 times WIDTH_PER_GROUP {width}")
     if flat["MODEL.ROI_HEADS.NAME"] not in _HEADS:
         faults.append(f"MODEL.ROI_HEADS.NAME is {flat['MODEL.ROI_HEADS.NAME']!r}; expected one of {sorted(_HEADS)}")
     if flat["INPUT.FORMAT"] not in ("BGR", "RGB"):

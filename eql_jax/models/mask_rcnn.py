@@ -60,7 +60,7 @@ class MaskRCNN(nn.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         b = c.backbone
-        self.backbone = ResNet(b.depth, b.width, b.norm, b.freeze_at, b.stride_in_1x1, dtype)
+        self.backbone = ResNet(b.depth, b.width, b.stem_width, b.norm, b.freeze_at, b.stride_in_1x1, dtype)
         self.fpn = FPN(c.fpn.channels, c.fpn.norm, c.fpn.min_level, dtype)
         self.rpn_head = RPNHead(c.fpn.channels, len(c.rpn.aspect_ratios), dtype)
         h = c.box_head

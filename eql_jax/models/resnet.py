@@ -71,7 +71,8 @@ class ResNet(nn.Module):
 
     Attributes:
       depth: 18, 34, 50 or 101.
-      width: channels of the stem; res2..res5 have 1, 2, 4, 8 times in basic blocks, 4, 8, 16, 32 in bottlenecks.
+      width: res2..res5 have 1, 2, 4, 8 times as many channels in basic blocks, 4, 8, 16, 32 in bottlenecks.
+      stem_width: channels of the stem, 0: `width`.
       norm: see layers.NORMS.
       freeze_at: no gradient reaches the first `freeze_at` of stem, res2, res3, res4, res5 (detectron2's FREEZE_AT).
         A live norm in a frozen part uses its running statistics.
@@ -81,6 +82,7 @@ class ResNet(nn.Module):
 
     depth: int
     width: int = 64
+    stem_width: int = 0
     norm: str = "frozen_batch_norm"
     freeze_at: int = 0
     stride_in_1x1: bool = True
@@ -94,7 +96,8 @@ class ResNet(nn.Module):
             raise ValueError(f"image is padded to {x.shape[1]}x{x.shape[2]}; both sides must be multiples of 32")
         blocks, bottleneck = DEPTHS[self.depth]
         stem_train = train and self.freeze_at < 1
-        x = Conv(self.width, 7, 2, self.norm, dtype=self.dtype, name="stem")(x.astype(self.dtype), train=stem_train)
+        stem = Conv(self.stem_width or self.width, 7, 2, self.norm, dtype=self.dtype, name="stem")
+        x = stem(x.astype(self.dtype), train=stem_train)
         x = max_pool(nn.relu(x), window=3, strides=2, padding=1)
         if self.freeze_at >= 1:
             x = jax.lax.stop_gradient(x)

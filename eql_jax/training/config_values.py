@@ -38,6 +38,7 @@ RANGES = {
     "model.pixel_mean": (0, 255),
     "model.pixel_std": (1e-3, None),
     "model.backbone.width": (1, None),
+    "model.backbone.stem_width": (0, None),
     "model.fpn.channels": (1, None),
     "model.rpn.anchor_sizes": (1, None),
     "model.rpn.aspect_ratios": (1e-2, 1e2),
