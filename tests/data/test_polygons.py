@@ -48,8 +48,9 @@ def test_polygon_outside_the_box():
 
 
 def test_tiny_box():
-    mask = crop_mask(polygons(rectangle(5, 5, 0.01, 0.02)[0]), np.array([5, 5, 5.01, 5.02]), mask_size=8)
-    assert mask.shape == (8, 8)
+    """Sides below .1 pixel are scaled as if they were .1, as in detectron2: half of the columns here, all rows."""
+    mask = crop_mask(polygons(rectangle(5, 5, 0.05, 0.2)[0]), np.array([5, 5, 5.05, 5.2]), mask_size=8)
+    np.testing.assert_array_equal(mask, np.tile([1, 1, 1, 1, 0, 0, 0, 0], (8, 1)))
 
 
 def test_scale_invariance():

@@ -1,5 +1,6 @@
 """eql_jax.ops.roi_align against detectron2's recorded output and a plain NumPy implementation."""
 
+import functools
 import pathlib
 import re
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from configs import base
+from eql_jax.models import build_model
 from eql_jax.ops import roi_align
 
 TESTDATA = pathlib.Path(__file__).parent.parent / "testdata"
@@ -18,12 +21,12 @@ pool = jax.jit(
 )
 
 
-def numpy_roi_align(feature, box, stride, size, ratio):
-    """RoIAlign of one box from one map [H, W, C], sample by sample, in float64."""
+def numpy_roi_align(feature, box, stride, size, ratio, most=64):
+    """RoIAlign of one box from one map [H, W, C], sample by sample, in float64; ratio 0: at most `most` an axis."""
     height, width, channels = feature.shape
     x1, y1, x2, y2 = np.asarray(box, np.float64) / stride - 0.5
     bin_w, bin_h = (x2 - x1) / size, (y2 - y1) / size
-    rows, columns = (ratio, ratio) if ratio else (int(np.ceil(bin_h)), int(np.ceil(bin_w)))
+    rows, columns = (ratio, ratio) if ratio else (min(int(np.ceil(side)), most) for side in (bin_h, bin_w))
     out = np.zeros((size, size, channels))
     for i, j in np.ndindex(size, size):
         for r, c in np.ndindex(rows, columns):
@@ -52,7 +55,7 @@ def pyramid(rng, batch, height, width, channels):
 # 128 x 96 image. Every level; off the image on each side; the whole image and more; without width, without area.
 BOXES = np.array(
     [
-        [[10, 20, 50, 60], [0, 0, 100, 128], [-100, -60, 200, 200], [-600, -500, 700, 900], [3.3, 4.7, 5.1, 9.9]],
+        [[10, 20, 50, 60], [0, 0, 100, 128], [-100, -60, 200, 200], [-420, -330, 200, 230], [3.3, 4.7, 5.1, 9.9]],
         [[-30, 5, 10, 40], [90, 100, 130, 160], [-100, -100, -50, -50], [40, 40, 40, 80], [20, 30, 20, 30]],
     ],
     np.float32,
@@ -75,6 +78,14 @@ def test_levels_equal_detectron2(golden):
     levels = np.asarray(roi_align.assign_levels(golden["boxes"], strides=STRIDES))
     np.testing.assert_array_equal(levels[golden["image"], golden["row"]], golden["levels"])
     assert set(golden["levels"]) == {0, 1, 2, 3}
+    # What else the recorded boxes hold, and those of the mask pooler: boxes over every border of the 256 x 320 image.
+    boxes = np.concatenate([golden["boxes0"], golden["boxes1"]])
+    for rows in (slice(None), golden["mask_rows"]):
+        assert set(golden["levels"][rows]) == {0, 1, 2, 3}
+        over = np.concatenate([boxes[rows, :2] < 0, boxes[rows, 2:] > [320, 256]], axis=1)
+        assert over.any(axis=0).all()
+        assert (boxes[rows, :2] > [320, 256]).any() or (boxes[rows, 2:] < 0).any()  # and one wholly outside
+    assert ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) == 0).any()
 
 
 def test_levels_by_hand():
@@ -96,7 +107,7 @@ def test_adaptive_sampling_equals_detectron2(golden):
     np.testing.assert_allclose(np.asarray(mask)[pick][golden["mask_rows"]], golden["mask_out"], atol=5e-5)
 
 
-@pytest.mark.parametrize(("ratio", "size"), [(2, 3), (1, 2), (0, 3)])
+@pytest.mark.parametrize(("ratio", "size"), [(2, 3), (1, 3), (0, 3)])
 def test_equals_numpy(ratio, size):
     features = pyramid(np.random.default_rng(0), 2, 128, 96, 3)
     out = pool(features, BOXES, strides=STRIDES, output_size=size, sampling_ratio=ratio)
@@ -104,9 +115,10 @@ def test_equals_numpy(ratio, size):
     levels = set()
     for b, r in np.ndindex(BOXES.shape[:2]):
         level = numpy_level(BOXES[b, r])
-        levels.add(level)
         expected = numpy_roi_align(features[level][b], BOXES[b, r], STRIDES[level], size, ratio)
         np.testing.assert_allclose(out[b, r], expected, atol=2e-5, err_msg=f"image {b}, box {r}")
+        if np.any(expected):
+            levels.add(level)
     assert levels == {0, 1, 2, 3}
     if ratio == 0:  # no side, no samples
         assert not np.asarray(out[1, 3:]).any()
@@ -135,6 +147,61 @@ def test_border_by_hand():
     np.testing.assert_array_equal(out[0, 0, :, 6, 0], [1, 1, 1, 1, 1, 0, 0])
 
 
+# 64 x 48 pixels at stride 4: wholly off each side, over each side, and one pixel of the image's corner.
+OFF = {
+    "left": ([-60, 8, -20, 40], False),
+    "above": ([8, -60, 40, -20], False),
+    "right": ([80, 8, 120, 40], False),
+    "below": ([8, 90, 40, 130], False),
+    "over the left": ([-20, 8, 20, 40], True),
+    "over the top": ([8, -20, 40, 20], True),
+    "over the right": ([40, 8, 80, 40], True),
+    "over the bottom": ([8, 30, 40, 70], True),
+    "corner": ([63, 47, 90, 80], True),
+}
+
+
+@pytest.mark.parametrize("ratio", [2, 0])
+def test_boxes_off_the_image(ratio):
+    rng = np.random.default_rng(6)
+    feature = rng.standard_normal((1, 12, 16, 3), np.float32)
+    boxes = np.array([[box for box, _ in OFF.values()]], np.float32)
+
+    @jax.jit
+    def run(feature):
+        out, back = jax.vjp(lambda f: pool([f], boxes, strides=(4,), output_size=3, sampling_ratio=ratio), feature)
+        alone = jax.vmap(lambda i: back(jnp.zeros_like(out).at[0, i].set(1.0))[0])(jnp.arange(len(OFF)))
+        return out, alone  # the gradient of each box's sum
+
+    out, gradients = map(np.asarray, run(feature))
+    for i, (name, (box, touches)) in enumerate(OFF.items()):
+        expected = numpy_roi_align(feature[0], box, 4, 3, ratio)
+        np.testing.assert_allclose(out[0, i], expected, atol=1e-5, err_msg=name)
+        assert np.isfinite(gradients[i]).all()
+        assert out[0, i].any() == touches and gradients[i].any() == touches, name
+
+
+def test_boxes_without_area_by_hand():
+    """A box without width or height has no bins to fill: nothing when adaptive, with fixed samples what lies there."""
+    feature = np.arange(8 * 8, dtype=np.float32).reshape(1, 8, 8, 1)  # 8 y + x
+    # No width, no height, neither; the last at (8, 14) pixels is feature position (1.5, 3).
+    boxes = np.array([[[8, 4, 8, 24], [4, 14, 20, 14], [8, 14, 8, 14]]], np.float32)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(feature, ratio):
+        out, back = jax.vjp(lambda f: pool([f], boxes, strides=(4,), output_size=2, sampling_ratio=ratio), feature)
+        return out[0, ..., 0], back(jnp.ones_like(out))[0]
+
+    out, gradient = map(np.asarray, run(feature, 0))
+    assert not out.any() and not gradient.any()
+    out, gradient = map(np.asarray, run(feature, 2))
+    # Rows 0.5 .. 5.5 in two bins, centres 1.75 and 4.25; columns 0.5 .. 4.5, centres 1.5 and 3.5.
+    np.testing.assert_allclose(out[0], [[8 * 1.75 + 1.5] * 2, [8 * 4.25 + 1.5] * 2])
+    np.testing.assert_allclose(out[1], [[8 * 3 + 1.5, 8 * 3 + 3.5]] * 2)
+    np.testing.assert_allclose(out[2], 8 * 3 + 1.5)
+    np.testing.assert_allclose(gradient.sum(), 3 * 4)
+
+
 def test_max_samples_bounds_the_adaptive_grid():
     rng = np.random.default_rng(1)
     feature = rng.standard_normal((1, 8, 40, 2), np.float32)
@@ -143,12 +210,44 @@ def test_max_samples_bounds_the_adaptive_grid():
     full = pool([feature], boxes, **kwargs)
     cut = pool([feature], boxes, **kwargs, max_samples=2)
     np.testing.assert_allclose(full[0, 0], numpy_roi_align(feature[0], boxes[0, 0], 4, 2, 0), atol=1e-5)
+    np.testing.assert_allclose(cut[0, 0], numpy_roi_align(feature[0], boxes[0, 0], 4, 2, 0, most=2), atol=1e-5)
     np.testing.assert_array_equal(full[0, 1], cut[0, 1])
     assert np.abs(full[0, 0] - cut[0, 0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("ratio", [2, 0])
-def test_gradient(ratio):
+def test_samples_beyond_the_bound_by_hand():
+    """One bin over 40 feature pixels, one of them a row: 40 samples, and for a bound of 2 those at 1/4 and 3/4."""
+    feature = (np.arange(40, dtype=np.float32) ** 2).reshape(1, 1, 40, 1)
+    boxes = np.array([[[0, 0, 160, 4]]], np.float32)
+
+    def mean(bound):
+        kwargs = dict(strides=(4,), output_size=1, sampling_ratio=0, max_samples=bound)
+        return float(pool([feature], boxes, **kwargs)[0, 0, 0, 0, 0])
+
+    assert mean(64) == mean(40) == np.mean(np.arange(40) ** 2)
+    # At 9.5 and 29.5 feature pixels, each between two: the whole bin is seen, by fewer points.
+    assert mean(2) == np.mean([9**2, 10**2, 29**2, 30**2])
+    assert mean(1) == (19**2 + 20**2) / 2
+
+
+def test_the_model_takes_the_bound_of_its_config():
+    rng = np.random.default_rng(7)
+    features = [*pyramid(rng, 1, 128, 128, 2), np.zeros((1, 2, 2, 2), np.float32)]  # p2 .. p6
+    boxes = np.array([[[0, 0, 128, 10], [3, 4, 90, 80]]], np.float32)
+    pooled = []
+    for bound in (64, 1):
+        config = base.get_config()
+        config.model.roi.update(sampling_ratio=0, max_samples=bound)
+        model = build_model(config, 3)
+        pooled.append(jax.jit(lambda f, model=model: model.apply({}, f, boxes, 2, method="pool"))(features))
+        expected = pool(features[:4], boxes, strides=STRIDES, output_size=2, sampling_ratio=0, max_samples=bound)
+        np.testing.assert_allclose(pooled[-1], expected[0], atol=1e-6)
+    assert np.abs(pooled[0] - pooled[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(("ratio", "bound"), [(2, 64), (0, 64), (0, 2)])
+def test_gradient(ratio, bound):
+    """Every level, boxes over and off each border, without width and area; with the bound reached by eight of ten."""
     rng = np.random.default_rng(2)
     features = pyramid(rng, 2, 128, 96, 2)
     grad = rng.standard_normal((2, 5, 3, 3, 2), np.float32)
@@ -156,7 +255,8 @@ def test_gradient(ratio):
     @jax.jit
     def run(features, boxes, grad):
         def pool_both(features, boxes):
-            return pool(features, boxes, strides=STRIDES, output_size=3, sampling_ratio=ratio)
+            kwargs = dict(strides=STRIDES, output_size=3, sampling_ratio=ratio, max_samples=bound)
+            return pool(features, boxes, **kwargs)
 
         return jax.vjp(pool_both, features, boxes)[1](grad)
 
@@ -165,14 +265,15 @@ def test_gradient(ratio):
     # Pooling is linear: its transpose is found exactly by pooling unit impulses with the
     # NumPy implementation.
     for level, (feature, got) in enumerate(zip(features, grad_features, strict=True)):
-        assert got.dtype == feature.dtype
+        assert got.dtype == feature.dtype and np.isfinite(got).all()
         _, height, width, channels = feature.shape
         expected = np.zeros_like(feature)
         impulses = np.eye(height * width).reshape(height, width, height * width)
         for b, r in np.ndindex(BOXES.shape[:2]):
             if numpy_level(BOXES[b, r]) == level:
-                response = numpy_roi_align(impulses, BOXES[b, r], STRIDES[level], 3, ratio)
+                response = numpy_roi_align(impulses, BOXES[b, r], STRIDES[level], 3, ratio, bound)
                 expected[b] += np.einsum("ijp,ijc->pc", response, grad[b, r]).reshape(height, width, channels)
+        assert expected.any()
         np.testing.assert_allclose(got, expected, atol=2e-5, err_msg=f"level {level}")
 
 
@@ -235,6 +336,7 @@ def test_images_on_several_devices_need_no_all_gather(ratio, all_reduces):
         ({"boxes": np.zeros((10, 4), np.float32)}, r"expected \[2, R, 4\]"),
         ({"output_size": 0}, "output_size 0"),
         ({"sampling_ratio": -1}, "sampling_ratio -1"),
+        ({"max_samples": 0}, "max_samples 0"),
     ],
 )
 def test_refuses(change, message):
