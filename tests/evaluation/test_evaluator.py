@@ -70,6 +70,37 @@ def test_polygons_of_several_parts_count_as_their_union(lvis_case):
     assert evaluate(dataset, results, iou_types=["segm"]) == expected
 
 
+def one_image(boxes):
+    """A data set of one image with these boxes of class 1."""
+    image = {"id": 1, "height": 100, "width": 100, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3]} for i, box in enumerate(boxes)
+    ]
+    return {"images": [image], "annotations": annotations, "categories": [{"id": 1, "frequency": "r"}]}
+
+
+def box_metrics(boxes, detected):
+    """Metrics of `boxes` where `detected` are found, by falling score."""
+    results = [{"image_id": 1, "category_id": 1, "score": 1 - i / 10, "bbox": box} for i, box in enumerate(detected)]
+    return evaluate(one_image(boxes), results, iou_types=["bbox"]).metrics["bbox"]
+
+
+def test_area_ranges_hold_both_their_ends():
+    """An object of 32 * 32 pixels is small and medium, and so is a false detection of that size."""
+    right, wrong = [10, 10, 32, 32], [60, 60, 32, 32]
+    for detected, ap in (([right], 1), ([wrong, right], 0.5)):
+        values = box_metrics([right], detected)
+        assert (values["APs"], values["APm"]) == pytest.approx((ap, ap)) and values["APl"] == -1
+
+
+def test_of_equal_overlaps_the_later_object_is_matched():
+    """The first detection overlaps both objects by 5 / 7, the second only the later one enough (7 / 8)."""
+    earlier, later = [0, 0, 30, 10], [10, 0, 30, 10]
+    detected = [[5, 0, 30, 10], [12, 0, 30, 10]]
+    assert box_metrics([earlier, later], detected)["AP50"] == pytest.approx(51 / 101), "recall one half"
+    assert box_metrics([later, earlier], detected)["AP50"] == pytest.approx(1)
+
+
 def test_subset_of_images(lvis_case):
     dataset, results = lvis_case
     chosen = [image["id"] for image in dataset["images"]][1:4]
