@@ -129,7 +129,8 @@ def run_evaluation(
     """
     out_dir = Path(out_dir)
     max_detections, ap_fixed = config.eval.max_detections, config.eval.ap_fixed
-    # AP-fixed takes all that the model found; the evaluator then limits the images for the other metrics.
+    # AP-fixed takes all that the model found; the evaluator then limits the images for the other metrics. Boxes that
+    # clipping left empty are gone by then, where else they count for the limit.
     written = config.model.test.detections_per_image if ap_fixed else max_detections
     class_ids = annotations.class_ids if class_ids is None else class_ids
     started = time.monotonic()
