@@ -78,7 +78,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             state = checkpoints.restore(state)
             LOG.info("going on from step %d of %s", state.step, workdir)
         elif config.train.init_from:
-            state = init_from(state, config.train.init_from)
+            state = init_from(state, config.train.init_from, config)
         if host == 0:
             write_atomically(workdir / "config.json", config_lib.to_json(config))
             write_atomically(workdir / "versions.json", config_lib.versions_json())

@@ -49,7 +49,14 @@ def _dtype(code: Any, align: Any = False, copy: Any = False) -> np.dtype:
     del align, copy
     if not isinstance(code, str):
         raise pickle.UnpicklingError(f"an array type {code!r} that is not a plain number")
-    return np.dtype(code)
+    return np.dtype(code, copy=True)  # the next opcode may set the byte order, in place
+
+
+def _frombuffer(buffer: Any, dtype: np.dtype, shape: Any, order: Any, *_axes: Any) -> np.ndarray:
+    """numpy's own since pickle protocol 5."""
+    if dtype.hasobject or order not in ("C", "F") or _axes not in ((), (None,)):
+        raise pickle.UnpicklingError(f"an array of type {dtype} in order {order!r} {_axes}")
+    return np.frombuffer(bytearray(buffer), dtype).reshape(tuple(shape), order=order)
 
 
 def _scalar(dtype: np.dtype, data: Any) -> Any:
@@ -59,14 +66,18 @@ def _scalar(dtype: np.dtype, data: Any) -> Any:
     return np.frombuffer(raw, dtype)[0]
 
 
+def _bytearray(content: Any = b"", encoding: Any = "latin1") -> bytearray:
+    return bytearray(_encode(content, encoding) if isinstance(content, str) else bytes(memoryview(content)))
+
+
+def _no_bytes() -> bytes:
+    return b""  # how protocols 0 to 2 write it
+
+
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"text in encoding {encoding!r}")
     return codecs.encode(str(text), "latin1")
-
-
-def _ordered_dict(*pairs: Any) -> dict:
-    return dict(*pairs)
 
 
 ALLOWED: Mapping[tuple[str, str], Any] = {
@@ -76,10 +87,14 @@ ALLOWED: Mapping[tuple[str, str], Any] = {
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
     ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): _ordered_dict,
+    ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "Counter"): collections.Counter,
-    ("builtins", "bytearray"): bytearray,
+    ("builtins", "bytearray"): _bytearray,
+    ("__builtin__", "bytearray"): _bytearray,
+    ("__builtin__", "bytes"): _no_bytes,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
 }

@@ -25,6 +25,15 @@ from eql_jax.training.config_values import type_faults, value_faults
 from eql_jax.training.errors import ConfigError
 
 OVERRIDE = re.compile(r"--?(?:no)?config\.(?P<key>[^=]+)(?:=(?P<value>.*))?", re.DOTALL)
+# Fields that configs of older runs lack, with the value that leaves those runs as they were.
+ADDED_FIELDS = {
+    "model.backbone.stem_width": 0,
+    "model.rpn.round_anchors": False,
+    "model.roi.aligned": True,
+    "model.roi.max_samples": 64,
+    "train.reference_batch_size": 0,
+    "eval.ap_fixed": False,
+}
 FREE_SECTIONS = ("data.supershapes",)  # sections whose keys are arguments of a function, which checks them itself
 
 
@@ -81,8 +90,14 @@ def validate(config: ConfigDict, *, base: ConfigDict) -> None:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The config that `to_json` wrote; JSON's lists become tuples again."""
-    return ConfigDict(_tuples(json.loads(text)))
+    """The config that `to_json` wrote; JSON's lists become tuples again, and fields added since it was written get the
+    values that mean what was done then."""
+    config = ConfigDict(_tuples(json.loads(text)))
+    for key, value in ADDED_FIELDS.items():
+        section, _, name = key.rpartition(".")
+        if _has(config, section) and name not in (group := _get(config, section)):
+            group[name] = value
+    return config
 
 
 def to_json(config: ConfigDict) -> str:

@@ -4,26 +4,36 @@ import logging
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from eql_jax.training.checkpoints import load_for_inference
 from eql_jax.training.compatibility import flatten
-from eql_jax.training.errors import CheckpointError
+from eql_jax.training.config import differences
+from eql_jax.training.errors import CheckpointError, ConfigError
 from eql_jax.training.optimizer import parameter_path
 from eql_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
 
 
-def init_from(state: TrainState, source: str | Path) -> TrainState:
+# What weights expect of their input and of the place of the stride. Nothing in a wrong one would fail: the model would
+# only be worse.
+_CONVENTIONS = ("model.pixel_mean", "model.pixel_std", "model.backbone.stride_in_1x1")
+
+
+def init_from(state: TrainState, source: str | Path, config: ConfigDict) -> TrainState:
     """`state` with the parameters and statistics of another run's checkpoint, at step 0 with a fresh optimizer.
 
     Arrays go by path; those that are absent there or of another shape (a head of other classes) keep their fresh values
-    and are listed in the log.
+    and are listed in the log. So are the model's settings that are others than there.
 
     Raises:
         CheckpointError: no checkpoint in `source`, or not one array of it fits.
+        ConfigError: the weights of `source` were made for another pixel mean, pixel std or place of the stride than
+            `config`, the config of this run, has.
     """
     found = load_for_inference(source)
+    _check_conventions(found.config, config, source)
     own = {"params": state.params, "batch_stats": state.batch_stats}
     flat = flatten(found.variables)
     skipped: list[str] = []
@@ -47,3 +57,17 @@ def init_from(state: TrainState, source: str | Path) -> TrainState:
         LOG.warning("not taken from %s, freshly initialised: %s", source, ", ".join(skipped))
     ema = None if state.ema_params is None else jax.tree.map(lambda x: x.copy(), merged["params"])
     return state.replace(params=merged["params"], batch_stats=merged["batch_stats"], ema_params=ema)
+
+
+def _check_conventions(saved: ConfigDict, own: ConfigDict, source: str | Path) -> None:
+    changed = {k: v for k, v in differences(saved, own).items() if k.startswith("model.")}
+    faults = [f"  {k}: {changed[k][0]!r} there, {changed[k][1]!r} here" for k in _CONVENTIONS if k in changed]
+    if faults:
+        raise ConfigError(
+            "\n".join([f"the weights of train.init_from {source} expect other settings than this config has:", *faults])
+            + "\nTake theirs, such as "
+            + " ".join(f"--config.{k}={str(changed[k][0]).replace(' ', '')!r}" for k in _CONVENTIONS if k in changed)
+        )
+    others = [f"  {k}: {old!r} -> {new!r}" for k, (old, new) in changed.items() if not k.startswith("model.test.")]
+    if others:
+        LOG.warning("%s", "\n".join([f"the model's settings differ from those of {source} (there -> here):", *others]))

@@ -15,7 +15,7 @@ from eql_jax.training import disk
 from eql_jax.training import mesh as mesh_lib
 from eql_jax.training.checkpoints import Checkpoints, find_checkpoint, load_for_inference
 from eql_jax.training.compatibility import Classes
-from eql_jax.training.errors import CheckpointError
+from eql_jax.training.errors import CheckpointError, ConfigError
 from eql_jax.training.warm_start import init_from
 from tests.training import toy
 
@@ -198,7 +198,7 @@ def test_init_from_takes_what_fits(tmp_path, caplog):
     fresh = random_state(config, seed=1, step=0)
     wide = jax.device_put(jnp.zeros((16, 9)), fresh.step.sharding)
     fresh = fresh.replace(params=fresh.params | {"dense": fresh.params["dense"] | {"kernel": wide}})
-    found = init_from(fresh, tmp_path)
+    found = init_from(fresh, tmp_path, config)
     assert int(found.step) == 0
     np.testing.assert_array_equal(found.params["dense"]["bias"], state.ema_params["dense"]["bias"])
     np.testing.assert_array_equal(found.params["dense"]["kernel"], wide)
@@ -206,7 +206,24 @@ def test_init_from_takes_what_fits(tmp_path, caplog):
     assert "3 of 4 arrays" in caplog.text and "params/dense/kernel (shape (16, 3) against (16, 9))" in caplog.text
     alien = fresh.replace(params={"other": wide}, batch_stats={}, ema_params=None)
     with pytest.raises(CheckpointError, match="not one of 1 arrays fits this model; the first is params/other"):
-        init_from(alien, tmp_path)
+        init_from(alien, tmp_path, config)
+
+
+def test_init_from_refuses_weights_of_another_input(tmp_path, caplog):
+    """Weights made for pixels of std 1 run silently wrong on pixels divided by 58."""
+    config = toy.make_config()
+    save(tmp_path, config, random_state(config))
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.model.pixel_std = (1.0, 1.0, 1.0)
+        other.model.roi.sampling_ratio = 0
+    with pytest.raises(ConfigError, match=r"model\.pixel_std: .*58\.395.* there, \(1\.0, 1\.0, 1\.0\) here") as error:
+        init_from(random_state(other), tmp_path, other)
+    assert "--config.model.pixel_std='(58.395,57.12,57.375)'" in str(error.value)
+    with other.unlocked():
+        other.model.pixel_std = config.model.pixel_std
+    init_from(random_state(other), tmp_path, other)
+    assert "model.roi.sampling_ratio: 2 -> 0" in caplog.text
 
 
 def test_a_failed_save_is_told_and_the_next_works(tmp_path, caplog):
