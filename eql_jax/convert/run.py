@@ -118,8 +118,9 @@ def convert(
         raise ConversionError(f"{path} holds NaN or infinite numbers in {_names(faulty)}")
     report.append(f"{len(arrays)} of {len(shapes)} arrays of the model loaded")
     if fresh:
-        initial = flatten(jax.device_get(init_model(model, key)))
-        arrays |= {name: np.asarray(initial[name]) for name in fresh}
+        # Compiled for these alone: the initialisers of a whole ResNet take most of a minute to compile.
+        initial = jax.jit(lambda key: {k: v for k, v in flatten(init_model(model, key)).items() if k in fresh})(key)
+        arrays |= {name: np.asarray(array) for name, array in initial.items()}
         report.append(f"freshly initialised (seed {config.seed}): {_names(fresh)}")
     unused = _explained(match.unused)
     report += [f"not used, {reason}: {_names(found)}" for reason, found in unused.items()]
