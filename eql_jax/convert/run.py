@@ -278,8 +278,6 @@ def _explained(unused: Sequence[str]) -> dict[str, list[str]]:
     for name in unused:
         reason = next((why for pattern, why in _UNUSED if re.fullmatch(pattern, name)), "")
         found.setdefault(reason, []).append(name)
-    if "" not in found:
-        return found
     return found
 
 
