@@ -23,10 +23,9 @@ from typing import Any
 from tqdm import tqdm
 
 from eql_jax.data.annotations import load_annotations
-from eql_jax.data.images import ImageError, read_image
+from eql_jax.data.images import ImageError, read_record_image
 from eql_jax.data.pipeline import EvalBatches, make_prediction_batches
 from eql_jax.data.records import ImageRecord
-from eql_jax.data.transforms import Size
 from eql_jax.data.validation import AnnotationError
 from eql_jax.evaluation.results import Result, ResultWriter
 from eql_jax.evaluation.run import detect
@@ -92,7 +91,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def records_of_image_info(path: str, images_dir: str, classes: Mapping[int, str]) -> list[ImageRecord]:
+def records_of_image_info(path: str, images_dir: str, classes: Mapping[int, str]) -> Sequence[ImageRecord]:
     """The images that a JSON lists. `classes`: names of the model's classes by category id.
 
     Raises:
@@ -123,7 +122,7 @@ def _print_skipped(batches: EvalBatches, reported: int) -> int:
 
 def _draw(record: ImageRecord, results: list[Result], labels: Mapping[int, ClassLabel], options: argparse.Namespace):
     try:
-        image = read_image(record.path, expected=Size(record.height, record.width))
+        image = read_record_image(record)
     except ImageError:
         return  # it was readable a moment ago; its results stand
     name = f"{record.id:06d}_{record.path.stem}.jpg" if not options.image_info else f"{record.path.stem}.jpg"
@@ -152,7 +151,7 @@ def predict(options: argparse.Namespace) -> int:
     loaded = load_for_inference(options.workdir, checkpoint=options.checkpoint)
     classes, config = loaded.classes, loaded.config
     if options.image_info:
-        images: list = records_of_image_info(
+        images: Sequence = records_of_image_info(
             options.image_info, options.images[0], dict(zip(classes.ids, classes.names, strict=True))
         )
     else:

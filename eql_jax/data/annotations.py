@@ -21,10 +21,10 @@ from eql_jax.data.records import (
     Category,
     ImageRecord,
     ObjectRecord,
-    Segmentation,
     frequency_letter,
     pack_objects,
 )
+from eql_jax.data.segmentations import Segmentation
 from eql_jax.data.validation import AnnotationError, FaultReport
 
 # Boxes of LVIS are rounded to hundredths: those that leave the image by up to this many pixels are clipped silently.
@@ -226,7 +226,7 @@ def _read_segmentation(record: dict, width: int, height: int, path: Path, report
     for part in found if isinstance(found, list) else []:
         usable = isinstance(part, np.ndarray) and part.ndim == 1 and part.size >= 6 and part.size % 2 == 0
         if usable and np.isfinite(part).all():
-            polygons.append(part.reshape(-1, 2).astype(np.float32))
+            polygons.append(part.reshape(-1, 2))
         else:
             what = (
                 f"{part.size} numbers, as {part.ravel()[:6].tolist()}"

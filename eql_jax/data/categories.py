@@ -121,20 +121,17 @@ def _same(a: Category, b: Category) -> bool:
 
 
 def _count(annotations: Annotations) -> ClassStatistics:
-    image_counts = np.zeros(annotations.num_classes, np.int64)
-    instance_counts = np.zeros(annotations.num_classes, np.int64)
-    num_images = 0
-    for record in annotations.images:
-        classes = record.objects.classes[~record.objects.ignore]
-        image_counts[np.unique(classes)] += 1
-        np.add.at(instance_counts, classes, 1)
-        num_images += classes.size > 0
+    index = annotations.index
+    usable = ~index.ignore
+    image_of = np.repeat(np.arange(index.ids.size), index.object_counts())[usable]
+    classes = index.classes[usable]
+    pairs = np.unique(image_of * annotations.num_classes + classes)  # each class once an image
     return ClassStatistics(
         names=tuple(category.name for category in annotations.categories),
         frequencies=tuple(category.frequency for category in annotations.categories),
-        image_counts=image_counts,
-        instance_counts=instance_counts,
-        num_images=num_images,
+        image_counts=np.bincount(pairs % annotations.num_classes, minlength=annotations.num_classes),
+        instance_counts=np.bincount(classes, minlength=annotations.num_classes),
+        num_images=np.unique(image_of).size,
         category_ids=annotations.class_ids,
     )
 

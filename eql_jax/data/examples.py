@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eql_jax.data.images import read_image, resize_and_pad
+from eql_jax.data.images import read_record_image, resize_and_pad
 from eql_jax.data.polygons import crop_mask
 from eql_jax.data.records import ImageRecord
 from eql_jax.data.transforms import Augmentation, Size, fit_size, output_size, resize_boxes
@@ -111,7 +111,7 @@ def largest_objects(boxes: np.ndarray, max_objects: int) -> np.ndarray:
 def _pixels(
     record: ImageRecord, bucket: Size, shorter_side: int, longest_side: int, *, flip: bool
 ) -> dict[str, np.ndarray]:
-    image = read_image(record.path, expected=Size(record.height, record.width))
+    image = read_record_image(record)
     wanted = output_size(image.height, image.width, shorter_side=shorter_side, longest_side=longest_side)
     size = fit_size(wanted, bucket)
     return {

@@ -9,10 +9,13 @@ Pillow releases the interpreter lock while it decodes and resizes, so tf.data's 
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -28,22 +31,26 @@ _EXIF_ORIENTATION = 0x0112
 warnings.filterwarnings("ignore", message="(Possibly c|C)orrupt EXIF data", category=UserWarning)
 
 
-class ImageError(ValueError):
-    """An image file cannot be used. `kind` is a kind of `validation.FAULT_KINDS`."""
+ImageFile = str | os.PathLike | IO[bytes]
 
-    def __init__(self, kind: str, message: str):
+
+class ImageError(ValueError):
+    """An image file cannot be used. `kind` is a kind of `validation.FAULT_KINDS`, `file` the path where it is known."""
+
+    def __init__(self, kind: str, message: str, *, file: str | os.PathLike | None = None):
         super().__init__(message)
         self.kind = kind
+        self.file = file
 
 
-def read_size(path: str | Path) -> Size:
+def read_size(file: ImageFile) -> Size:
     """Returns height and width from the file's header, EXIF orientation applied.
 
     Raises:
       ImageError: the file is missing or no image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(_openable(file)) as image:
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
             if turned and image.format == "TIFF":  # those Pillow turns itself, when it decodes them
                 image.load()
@@ -56,7 +63,7 @@ def read_size(path: str | Path) -> Size:
         raise ImageError("unreadable image", _reason(error)) from error
 
 
-def read_image(path: str | Path, *, expected: Size | None = None) -> Image.Image:
+def read_image(file: ImageFile, *, expected: Size | None = None) -> Image.Image:
     """Decodes an image file to RGB; grey, palette, CMYK, 16-bit and transparent files are converted.
 
     The EXIF orientation is applied, as detectron2 does. When `expected` (the JSON's size) is that of the stored pixels
@@ -66,7 +73,7 @@ def read_image(path: str | Path, *, expected: Size | None = None) -> Image.Image
       ImageError: the file is missing, truncated or no image, or its size is not the expected one.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(_openable(file)) as opened:
             opened.load()
             stored = Size(opened.height, opened.width)
             image = opened
@@ -86,6 +93,22 @@ def read_image(path: str | Path, *, expected: Size | None = None) -> Image.Image
             "(width x height)",
         )
     return image
+
+
+def read_record_image(record: ImageRecord) -> Image.Image:
+    """Decodes the image of a record, see `read_image`; the error's `file` is the record's path."""
+    try:
+        return read_image(record.file, expected=Size(record.height, record.width))
+    except ImageError as error:
+        error.file = record.path
+        raise
+
+
+def _openable(file: ImageFile) -> ImageFile:
+    """What Pillow opens: the bytes of a remote path (`etils.epath`), else the argument."""
+    if isinstance(file, str | Path | io.IOBase):
+        return file
+    return io.BytesIO(file.read_bytes())
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -122,7 +145,7 @@ def verify_images(records: Sequence[ImageRecord], *, report: FaultReport, worker
 
     def check(record: ImageRecord) -> ImageError | None:
         try:
-            read_image(record.path, expected=Size(record.height, record.width))
+            read_record_image(record)
         except ImageError as error:
             return error
         return None

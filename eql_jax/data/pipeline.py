@@ -30,11 +30,11 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from eql_jax.data.buckets import choose_bucket, parse_buckets
+from eql_jax.data.buckets import BucketChoice, choose_bucket, parse_buckets
 from eql_jax.data.examples import EVAL_DTYPES, TRAIN_DTYPES, ExampleShape, eval_example, padding_example, train_example
 from eql_jax.data.images import ImageError, read_size
 from eql_jax.data.parallel import tf_batches, threaded_batches
-from eql_jax.data.records import Annotations, ImageRecord, empty_objects, evenly_spaced
+from eql_jax.data.records import Annotations, ImageIndex, ImageRecord, RecordsById, empty_objects, evenly_spaced
 from eql_jax.data.samplers import Sampler, class_aware_probabilities, repeat_factors
 from eql_jax.data.transforms import Size, draw_augmentation
 from eql_jax.data.validation import AnnotationError, FaultReport
@@ -74,8 +74,9 @@ class TrainIterator(Iterator[Batch]):
       step: the step of the batch that `next` returns.
       report: faults of image files met so far (an image that cannot be read is replaced by the next one of its bucket),
         and notes: images left out or scaled down, objects beyond the padding.
-      records: the images trained on.
-      sampler: `records` of each step.
+      images: int64, the images trained on, as positions in `Annotations.images`.
+      index: `ImageIndex` of these.
+      sampler: which of these are in the batch of a step.
     """
 
     def __init__(self, annotations: Annotations, config: ConfigDict, *, start_step: int, host: int, num_hosts: int):
@@ -90,7 +91,9 @@ class TrainIterator(Iterator[Batch]):
         self._longest_side = data.longest_side
         self._shape = ExampleShape(data.max_objects, data.mask_size, annotations.num_classes)
         self._buckets = parse_buckets(data.buckets)
-        self.records = self._select(annotations, drop_empty=data.drop_empty_images)
+        self._annotations = annotations
+        self.images = self._select(annotations, drop_empty=data.drop_empty_images)
+        self.index = annotations.index.select(self.images)
         self.sampler = Sampler(
             buckets=self._assign_buckets(),
             batch_size=config.train.batch_size,
@@ -118,27 +121,26 @@ class TrainIterator(Iterator[Batch]):
         """Stops the workers. The iterator gives no more batches."""
         self._batches.close()
 
-    def _select(self, annotations: Annotations, *, drop_empty: bool) -> list[ImageRecord]:
-        records = annotations.images
-        if drop_empty:
-            records = [record for record in records if not record.objects.ignore.all()]
-            if len(records) < len(annotations.images):
-                self.report.note("image without a usable object left out", len(annotations.images) - len(records))
-        if not records:
+    def _select(self, annotations: Annotations, *, drop_empty: bool) -> np.ndarray:
+        index = annotations.index
+        images = np.flatnonzero(index.usable_counts()) if drop_empty else np.arange(index.ids.size)
+        if images.size < index.ids.size:
+            self.report.note("image without a usable object left out", index.ids.size - images.size)
+        if not images.size:
             raise AnnotationError(
-                f"{annotations.raw}: none of {len(annotations.images)} images has a usable object to train on\n"
+                f"{annotations.raw}: none of {index.ids.size} images has a usable object to train on\n"
                 f"{annotations.report.summary()}"
             )
-        surplus = sum(max(0, record.objects.size - self._shape.max_objects) for record in records)
+        surplus = int(np.maximum(index.object_counts()[images] - self._shape.max_objects, 0).sum())
         if surplus:
             text = (
                 f"object beyond data.max_objects = {self._shape.max_objects} of its image left out, the smallest first"
             )
             self.report.note(text, surplus)
-        return records
+        return images
 
     def _assign_buckets(self) -> list[int]:
-        return _assign_buckets(self.records, self._buckets, max(self._shorter_sides), self._longest_side, self.report)
+        return _assign_buckets(self.index, self._buckets, max(self._shorter_sides), self._longest_side, self.report)
 
     def _weights(self, name: str, threshold: float) -> dict[str, np.ndarray]:
         """The argument of `Sampler` that weighs the images, by config.data.sampler."""
@@ -146,11 +148,12 @@ class TrainIterator(Iterator[Batch]):
         if name == "uniform":
             return {}
         if name == "repeat_factor":
-            classes = [record.objects.classes for record in self.records]
+            classes = [self.index.classes_of(i) for i in range(self.images.size)]
             return {"factors": repeat_factors(classes, num_classes=num_classes, threshold=threshold)}
         if name == "class_aware":
             # Crowds are no examples of their class.
-            classes = [record.objects.classes[~record.objects.ignore] for record in self.records]
+            usable = self._annotations.index.select(self.images, usable_only=True)
+            classes = [usable.classes_of(i) for i in range(self.images.size)]
             return {"probabilities": class_aware_probabilities(classes, num_classes=num_classes)}
         raise ValueError(f"data.sampler is {name!r}, expected 'uniform', 'repeat_factor' or 'class_aware'")
 
@@ -166,7 +169,11 @@ class TrainIterator(Iterator[Batch]):
             index = int(members[(start + offset) % members.size])
             if index in self._bad:
                 continue
-            record = self.records[index]
+            try:
+                record = self._annotations.images[self.images[index]]
+            except ImageError as error:  # a damaged record of a prepared data set
+                self._mark_bad(index, error)
+                continue
             augmentation = draw_augmentation(
                 seed=self._seed,
                 step=step,
@@ -195,8 +202,7 @@ class TrainIterator(Iterator[Batch]):
             if index in self._bad:
                 return  # another thread met it at the same time
             self._bad.add(index)
-        record = self.records[index]
-        self.report.add(error.kind, file=record.path, record_id=record.id, message=str(error))
+        self.report.add(error.kind, file=error.file, record_id=int(self.index.ids[index]), message=str(error))
 
 
 def make_eval_batches(
@@ -212,8 +218,13 @@ def make_eval_batches(
     Raises:
       ValueError: the batch does not divide among the hosts, a config value is out of range.
     """
+    positions = np.arange(len(annotations.images))
+    if config.eval.max_images:
+        positions = np.array(evenly_spaced(positions, config.eval.max_images))
     return EvalBatches(
-        evenly_spaced(annotations.images, config.eval.max_images) if config.eval.max_images else annotations.images,
+        annotations.images,
+        positions,
+        annotations.index.select(positions),
         config,
         batch_size=config.eval.batch_size,
         host=host,
@@ -240,19 +251,33 @@ def make_prediction_batches(
     if not images:
         raise ValueError("there are no images to predict on (an empty list of paths)")
     none = np.zeros(0, np.int32)
-    records = [
-        image if isinstance(image, ImageRecord) else ImageRecord(i, Path(image), 0, 0, none, none, empty_objects())
-        for i, image in enumerate(images, start=1)
-    ]
-    return EvalBatches(
+    report = FaultReport()
+    skipped = []
+    records = []
+    for i, image in enumerate(images, start=1):
+        if isinstance(image, ImageRecord):
+            records.append(image)
+            continue
+        try:
+            height, width = read_size(image)
+        except ImageError as error:
+            skipped.append(SkippedImage(Path(image), f"{error.kind}: {error}"))
+            report.add(error.kind, file=image, record_id=i, message=str(error))
+        else:
+            records.append(ImageRecord(i, Path(image), width, height, none, none, empty_objects()))
+    batches = EvalBatches(
         records,
+        np.arange(len(records)),
+        ImageIndex.of(records),
         config,
         batch_size=batch_size,
         host=0,
         num_hosts=1,
-        report=FaultReport(),
+        report=report,
         use_tensorflow=False,
     )
+    batches.skipped += skipped
+    return batches
 
 
 class EvalBatches:
@@ -262,14 +287,16 @@ class EvalBatches:
     image_id -1. A row whose file cannot be used becomes such a row, too.
 
     Attributes:
-      records: dict image id -> `ImageRecord` with its size, of all images of all hosts that may come.
+      records: image id -> `ImageRecord`, of all images of all hosts that may come.
       report: faults of image files met so far, and notes.
       skipped: list of `SkippedImage`: images of this host that were met and cannot be used, each once.
     """
 
     def __init__(
         self,
-        records: Sequence[ImageRecord],
+        images: Sequence[ImageRecord],
+        positions: np.ndarray,
+        index: ImageIndex,
         config: ConfigDict,
         *,
         batch_size: int,
@@ -290,10 +317,12 @@ class EvalBatches:
         self._workers = data.workers or os.cpu_count() or 1
         self._prefetch = data.prefetch
         self._use_tensorflow = use_tensorflow
-        self._records = [record for record in map(self._with_size, records) if record is not None]
-        self.records = {record.id: record for record in self._records}
+        self._images = images
+        self._positions = positions
+        self._ids = index.ids
+        self.records = RecordsById(images, positions, index.ids)
         assigned = np.array(
-            _assign_buckets(self._records, self._buckets, self._shorter_side, self._longest_side, report), np.int64
+            _assign_buckets(index, self._buckets, self._shorter_side, self._longest_side, report), np.int64
         )
         self._batch_buckets: list[int] = []
         self._batch_rows: list[np.ndarray] = []  # this host's rows of each batch, -1 without an image
@@ -321,37 +350,28 @@ class EvalBatches:
             prefetch=self._prefetch,
         )
 
-    def _with_size(self, record: ImageRecord) -> ImageRecord | None:
-        """The record; a plain path's with the size that the file's header states, None where that cannot be read."""
-        if record.width:
-            return record
-        try:
-            height, width = read_size(record.path)
-        except ImageError as error:
-            self._skip(record, error)
-            return None
-        return record._replace(height=height, width=width)
-
-    def _skip(self, record: ImageRecord, error: ImageError) -> None:
+    def _skip(self, image_id: int, error: ImageError) -> None:
         with self._lock:
-            if record.id in self._skipped_ids:
+            if image_id in self._skipped_ids:
                 return
-            self._skipped_ids.add(record.id)
-            self.skipped.append(SkippedImage(record.path, f"{error.kind}: {error}"))
-        self.report.add(error.kind, file=record.path, record_id=record.id, message=str(error))
+            self._skipped_ids.add(image_id)
+            self.skipped.append(SkippedImage(error.file, f"{error.kind}: {error}"))
+        self.report.add(error.kind, file=error.file, record_id=image_id, message=str(error))
 
     def _load_row(self, position: int) -> Batch:
         batch, row = divmod(position, self._rows)
         index = int(self._batch_rows[batch][row])
         bucket = self._buckets[self._batch_buckets[batch]]
         if index >= 0:
-            record = self._records[index]
             try:
                 return eval_example(
-                    record, bucket=bucket, shorter_side=self._shorter_side, longest_side=self._longest_side
+                    self._images[self._positions[index]],
+                    bucket=bucket,
+                    shorter_side=self._shorter_side,
+                    longest_side=self._longest_side,
                 )
             except ImageError as error:
-                self._skip(record, error)
+                self._skip(int(self._ids[index]), error)
         return padding_example(bucket=bucket)
 
 
@@ -371,17 +391,17 @@ def _shorter_sides(sides: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _assign_buckets(
-    records: Sequence[ImageRecord], buckets: tuple[Size, ...], shorter_side: int, longest_side: int, report: FaultReport
+    index: ImageIndex, buckets: tuple[Size, ...], shorter_side: int, longest_side: int, report: FaultReport
 ) -> list[int]:
-    """Returns the bucket of each record; notes those that are scaled down to fit theirs."""
+    """Returns the bucket of each image; notes those that are scaled down to fit theirs."""
+    choices: dict[tuple[int, int], BucketChoice] = {}  # a large data set has few sizes
     assigned = []
     shrunk = 0
-    for record in records:
-        choice = choose_bucket(
-            record.height, record.width, buckets=buckets, shorter_side=shorter_side, longest_side=longest_side
-        )
-        assigned.append(choice.index)
-        shrunk += not choice.fits
+    for size in zip(index.heights.tolist(), index.widths.tolist(), strict=True):
+        if size not in choices:
+            choices[size] = choose_bucket(*size, buckets=buckets, shorter_side=shorter_side, longest_side=longest_side)
+        assigned.append(choices[size].index)
+        shrunk += not choices[size].fits
     if shrunk:
         report.note("image too large for every bucket of data.buckets at its full size, scaled down to fit", shrunk)
     return assigned

@@ -6,20 +6,23 @@ Boxes are float32 XYXY in absolute pixels of the image file, without the +1 of o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 
-from eql_jax.data.polygons import RunLengths
+from eql_jax.data.segmentations import Segmentation, Segmentations
 from eql_jax.data.validation import FaultReport
 
 # An image count up to the first is rare, up to the second common, above it frequent (LVIS).
 RARE_MAX_IMAGES = 10
 COMMON_MAX_IMAGES = 100
 
-Segmentation = tuple[np.ndarray, ...] | RunLengths
+T = TypeVar("T")
 
 
 class Category(NamedTuple):
@@ -57,7 +60,7 @@ class Objects(NamedTuple):
       classes: int32 [G] in 0..K-1.
       ignore: bool [G].
       areas: float32 [G] the file's area (that of the polygons, in LVIS), pixels.
-      segmentations: list of G, each a tuple of polygons float32 [P, 2] or `RunLengths`.
+      segmentations: G masks, each a tuple of polygons float64 [P, 2] or `RunLengths`.
     """
 
     ids: np.ndarray
@@ -65,7 +68,7 @@ class Objects(NamedTuple):
     classes: np.ndarray
     ignore: np.ndarray
     areas: np.ndarray
-    segmentations: list[Segmentation]
+    segmentations: Segmentations
 
     @property
     def size(self) -> int:
@@ -93,11 +96,13 @@ class ImageRecord(NamedTuple):
 
     Attributes:
       id: the file's image id.
-      path: where the image file is.
+      path: where the image file is, or was when the data set was prepared; for messages, too. Remote paths are
+        `etils.epath.Path`.
       width, height: as the JSON states them; 0 for a plain path, until `pipeline.EvalBatches` has looked into the file.
       neg_classes: int32, classes verified absent (LVIS neg_category_ids).
       not_exhaustive_classes: int32, classes of which not every object is annotated.
       objects: see `Objects`.
+      encoded: the bytes of the image file, where the source has them; None: they are read from `path`.
     """
 
     id: int
@@ -107,24 +112,105 @@ class ImageRecord(NamedTuple):
     neg_classes: np.ndarray
     not_exhaustive_classes: np.ndarray
     objects: Objects
+    encoded: bytes | None = None
+
+    @property
+    def file(self) -> Path | IO[bytes]:
+        """The image file, as `images.read_image` takes it: its bytes, or its path."""
+        return self.path if self.encoded is None else io.BytesIO(self.encoded)
 
 
-class Annotations(NamedTuple):
-    """A validated annotation file.
+class ImageIndex(NamedTuple):
+    """What samplers and buckets go by, of all N images, with T objects in all. A hundred bytes an image.
+
+    Attributes:
+      ids: int64 [N].
+      heights, widths: int32 [N], of the image files.
+      offsets: int64 [N + 1]; the objects of image i are offsets[i] .. offsets[i + 1] of the next two.
+      classes: int32 [T].
+      ignore: bool [T].
+    """
+
+    ids: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    offsets: np.ndarray
+    classes: np.ndarray
+    ignore: np.ndarray
+
+    @classmethod
+    def of(cls, images: Sequence[ImageRecord]) -> ImageIndex:
+        """Reads the index off the records."""
+        objects = [image.objects for image in images]
+        return cls(
+            ids=np.array([image.id for image in images], np.int64),
+            heights=np.array([image.height for image in images], np.int32),
+            widths=np.array([image.width for image in images], np.int32),
+            offsets=np.concatenate([[0], np.cumsum([o.size for o in objects], dtype=np.int64)]).astype(np.int64),
+            classes=np.concatenate([np.zeros(0, np.int32), *(o.classes for o in objects)]),
+            ignore=np.concatenate([np.zeros(0, bool), *(o.ignore for o in objects)]),
+        )
+
+    def object_counts(self) -> np.ndarray:
+        """Objects of each image, int64 [N]."""
+        return np.diff(self.offsets)
+
+    def usable_counts(self) -> np.ndarray:
+        """Objects of each image that are no crowd or ignore region, int64 [N]."""
+        ends = np.concatenate([[0], np.cumsum(~self.ignore, dtype=np.int64)])
+        return np.diff(ends[self.offsets])
+
+    def classes_of(self, i: int) -> np.ndarray:
+        """The classes of image i's objects, int32."""
+        return self.classes[self.offsets[i] : self.offsets[i + 1]]
+
+    def ignore_of(self, i: int) -> np.ndarray:
+        """Which of image i's objects are crowd or ignore regions, bool."""
+        return self.ignore[self.offsets[i] : self.offsets[i + 1]]
+
+    def select(self, positions: np.ndarray, *, usable_only: bool = False) -> ImageIndex:
+        """The index of some of the images; usable_only leaves out their crowd and ignore regions."""
+        counts = self.object_counts()[positions]
+        starts = np.cumsum(counts) - counts
+        chosen = np.arange(counts.sum()) + np.repeat(self.offsets[:-1][positions] - starts, counts)
+        image = np.repeat(np.arange(len(positions)), counts)
+        if usable_only:
+            keep = ~self.ignore[chosen]
+            chosen, image = chosen[keep], image[keep]
+        counts = np.bincount(image, minlength=len(positions))
+        return ImageIndex(
+            ids=self.ids[positions],
+            heights=self.heights[positions],
+            widths=self.widths[positions],
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            classes=self.classes[chosen],
+            ignore=self.ignore[chosen],
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Annotations:
+    """A data set: what every source gives, whether a JSON with a folder, prepared records or TFDS.
 
     Attributes:
       categories: list of K, by category id.
       class_ids: int64 [K] category id of each class.
-      images: list of `ImageRecord`, in the order of the file; images whose file is missing are left out.
+      images: the `ImageRecord`s, in the order of the file; images that cannot be used are left out. A source may read
+        a record only when it is asked for, from any thread.
       report: the faults found, `report.summary()` is the text.
-      raw: path of the JSON file, for the official evaluation.
+      raw: path of the annotation JSON, for the official evaluation.
     """
 
     categories: list[Category]
     class_ids: np.ndarray
-    images: list[ImageRecord]
+    images: Sequence[ImageRecord]
     report: FaultReport
     raw: Path
+
+    @functools.cached_property
+    def index(self) -> ImageIndex:
+        """What samplers and buckets go by. Sources that read records late have it stored."""
+        return ImageIndex.of(self.images)
 
     @property
     def num_classes(self) -> int:
@@ -132,16 +218,38 @@ class Annotations(NamedTuple):
         return len(self.categories)
 
 
+class RecordsById(Mapping):
+    """Records by image id, read when they are asked for."""
+
+    def __init__(self, images: Sequence[ImageRecord], positions: Sequence[int], ids: Sequence[int]):
+        """Args:
+        images: of a source.
+        positions: which of them this has.
+        ids: their image ids.
+        """
+        self._images = images
+        self._positions = dict(zip(map(int, ids), map(int, positions), strict=True))
+
+    def __getitem__(self, image_id: int) -> ImageRecord:
+        return self._images[self._positions[image_id]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+
 def frequency_letter(image_count: int) -> str:
     """'r' for up to 10 images, 'c' for 11 to 100, 'f' above (LVIS)."""
     return "r" if image_count <= RARE_MAX_IMAGES else "c" if image_count <= COMMON_MAX_IMAGES else "f"
 
 
-def evenly_spaced(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    """`count` of the records at even distances, the first and the last among them; all where there are no more."""
-    if count >= len(records):
-        return list(records)
-    return [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items at even distances, the first and the last among them; all where there are no more."""
+    if count >= len(items):
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def pack_objects(objects: Sequence[ObjectRecord]) -> Objects:
@@ -152,7 +260,7 @@ def pack_objects(objects: Sequence[ObjectRecord]) -> Objects:
         classes=np.array([o.class_index for o in objects], np.int32),
         ignore=np.array([o.ignore for o in objects], bool),
         areas=np.array([o.area for o in objects], np.float32),
-        segmentations=[o.segmentation for o in objects],
+        segmentations=Segmentations.pack([o.segmentation for o in objects]),
     )
 
 

@@ -28,9 +28,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from eql_jax.data.categories import ClassStatistics
-from eql_jax.data.images import ImageError, read_image
+from eql_jax.data.images import ImageError, read_record_image
 from eql_jax.data.records import Annotations, ImageRecord, evenly_spaced
-from eql_jax.data.transforms import Size
 from eql_jax.evaluation.evaluator import AP_FIXED_DETECTIONS, IOU_TYPES, EvaluationResult, evaluate
 from eql_jax.evaluation.results import Result, ResultWriter, detections_to_results, host_file, merge_results
 from eql_jax.evaluation.tables import format_table, write_class_csv, write_metrics_json
@@ -172,7 +171,8 @@ def run_evaluation(
     count = config.eval.pictures if pictures is None else pictures
     if count:
         folder = out_dir / "pictures" if pictures_dir is None else Path(pictures_dir)
-        chosen = evenly_spaced(list((records or {r.id: r for r in annotations.images}).values()), count)
+        by_id = records or {record.id: record for record in annotations.images}
+        chosen = [by_id[image_id] for image_id in evenly_spaced(list(by_id), count)]
         drawn = draw_pictures(folder, chosen, results, annotations, result)
         log(f"{drawn} pictures in {folder}")
     metrics = result.flat()
@@ -220,7 +220,7 @@ def draw_pictures(
     drawn = 0
     for record in records:
         try:
-            image = read_image(record.path, expected=Size(record.height, record.width))
+            image = read_record_image(record)
         except ImageError:
             continue  # reported when it was met in its batch
         left = draw_detections(image, by_image[record.id], labels, score_threshold=score_threshold)

@@ -303,13 +303,13 @@ def test_image_without_objects(write_dataset, config):
     annotations = load_annotations(paths.json, paths.images, strict=True)
     assert len(annotations.images) == 4
     iterator = make_train_iterator(annotations, config)
-    assert {record.id for record in iterator.records} == {101, 104}
+    assert set(iterator.index.ids.tolist()) == {101, 104}
     assert iterator.report.notes == {"image without a usable object left out": 2}
     config.data.drop_empty_images = False
     iterator = make_train_iterator(annotations, config)
     batch = next(iterator)
     iterator.close()
-    assert {record.id for record in iterator.records} == {101, 102, 103, 104}
+    assert set(iterator.index.ids.tolist()) == {101, 102, 103, 104}
     empty = batch["image_id"].tolist().index(102)
     assert (batch["gt_classes"][empty] == -1).all()
     assert not batch["gt_boxes"][empty].any()
