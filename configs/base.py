@@ -169,6 +169,9 @@ def get_config() -> ConfigDict:
     # asks for model.test.detections_per_image far above max_detections, such as 1000 or 3000 (the table says in how
     # many images that was too few), and a low score_threshold; time and results.json grow with them.
     e.ap_fixed = False
+    e.ap_pool = False  # also AP-pool (Dave et al. 2021): all classes ranked together; asks for the same as ap_fixed
+    e.boundary = False  # also boundary AP (Cheng et al. 2021), the LVIS challenge's metric since 2021
+    e.backend = "fast"  # 'fast': this package's evaluator, the same numbers; 'official': the `lvis` package
     e.pictures = 16  # validation pictures drawn with their detections into workdir/pictures at the end; 0: none
     c.log = ConfigDict(dict(every=20, tensorboard=True, progress=True))
     c.checkpoint = ConfigDict(dict(every=2000, keep=2, keep_best=1))  # best by mask AP

@@ -33,6 +33,9 @@ ADDED_FIELDS = {
     "model.roi.max_samples": 64,
     "train.reference_batch_size": 0,
     "eval.ap_fixed": False,
+    "eval.ap_pool": False,
+    "eval.boundary": False,
+    "eval.backend": "fast",
 }
 FREE_SECTIONS = ("data.supershapes",)  # sections whose keys are arguments of a function, which checks them itself
 

@@ -11,6 +11,7 @@ from eql_jax.training.optimizer import OPTIMIZERS, parameter_factors
 from eql_jax.training.schedules import SCHEDULES
 
 CHOICES = {
+    "eval.backend": ("fast", "official"),
     "data.sampler": ("uniform", "repeat_factor", "class_aware"),
     "model.dtype": ("float32", "bfloat16"),
     "model.backbone.depth": (18, 34, 50, 101),
