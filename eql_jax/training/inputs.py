@@ -46,14 +46,20 @@ def load_data(config: ConfigDict) -> Data:
     Raises:
         UserError: a path is missing, a file is no annotation file, class frequencies are of other classes ...
     """
+    train, statistics = load_training(config)
     paths = data_paths(config, ("train", "val"))
     with user_input():
-        train = _load(config, paths, "train")
-        statistics = class_statistics(train, config.data.frequencies)
         val = _load(config, paths, "val") if paths["val_annotations"] else None
     if val is not None:
         check_categories(Classes.of(statistics), val.categories, where=val.raw)
     return Data(train, val, statistics)
+
+
+def load_training(config: ConfigDict) -> tuple[Annotations, ClassStatistics]:
+    """Reads the training set of `config` alone. Raises as `load_data`."""
+    with user_input():
+        train = _load(config, data_paths(config, ("train",)), "train")
+        return train, class_statistics(train, config.data.frequencies)
 
 
 def load_validation(config: ConfigDict, classes: Classes) -> Annotations:
