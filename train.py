@@ -55,7 +55,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     # ------------------------------------------------------------------------------------------------ data
     data = load_data(config)
     classes = Classes.of(data.statistics)
-    tail = make_tail(config, letters=classes.letters, image_counts=data.statistics.image_counts)
+    tail = make_tail(config, letters=classes.letters, image_counts=classes.image_counts, num_images=classes.num_images)
     LOG.info(tail.summary)
 
     # ------------------------------------------------------------------------------------------------ model, optimizer

@@ -109,9 +109,9 @@ def get_config() -> ConfigDict:
     m.eql.tail_by = "letters"  # 'letters': the classes of `tail_letters`; 'lambda': classes with f < lambda
     m.eql.tail_letters = "rc"
     m.eql.threshold = 1.1e-3  # lambda, a share of images
-    m.eql.num_images = (
-        99388  # the denominator of f: 99388 annotated training images of v1 (v0.5: 56740, the paper 57263)
-    )
+    # The denominator of f: 99388 annotated training images of v1 (v0.5: 56740, the paper 57263); 0: as many as
+    # data.frequencies counts
+    m.eql.num_images = 99388
     m.eql.function = "step"  # T below lambda: 'step', 'exponential' or 'gompertz'; with letters only 'step'
     m.eql.background_keeps_negatives = True  # E(r): False drops the tail's negatives on background proposals too
     m.eql.verified_negatives = (

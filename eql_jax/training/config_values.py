@@ -65,7 +65,7 @@ RANGES = {
     "model.mask_head.channels": (1, None),
     "model.mask_head.pool_size": (1, None),
     "model.eql.threshold": (0, 1),
-    "model.eql.num_images": (1, None),
+    "model.eql.num_images": (0, None),
     "model.test.score_threshold": (0, 1),
     "model.test.nms_iou": (0, 1),
     "model.test.detections_per_image": (1, None),

@@ -21,13 +21,14 @@ class Tail(NamedTuple):
     summary: str
 
 
-def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: ArrayLike) -> Tail:
+def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: ArrayLike, num_images: int) -> Tail:
     """T(f) as config.model.eql asks for it; all False when the loss is not EQL.
 
     Args:
       config: the whole config.
       letters: K frequency letters of training.
       image_counts: [K] training images that contain each class.
+      num_images: how many images were counted; the denominator of f where model.eql.num_images is 0.
 
     Raises:
       ConfigError: model.eql.num_images is not the size of the data set that was counted: a class is in more images.
@@ -40,14 +41,15 @@ def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: Arr
         weights = tail_mask_from_letters(letters, eql.tail_letters)
         rule = f"letters {', '.join(eql.tail_letters)}"
     else:
-        if image_counts.max() > eql.num_images:
+        num_images = eql.num_images or num_images
+        if image_counts.max() > num_images:
             raise ConfigError(
-                f"config.model.eql.num_images is {eql.num_images}, but one class alone is in {image_counts.max()} "
-                "images; expected the number of images that config.data.frequencies counts"
+                f"config.model.eql.num_images is {num_images}, but one class alone is in {image_counts.max()} "
+                "images; expected the number of images that config.data.frequencies counts, or 0 to take it from there"
             )
-        weights = threshold_function(image_counts / eql.num_images, eql.threshold, function=eql.function)
+        weights = threshold_function(image_counts / num_images, eql.threshold, function=eql.function)
         weights = weights > 0 if eql.function == "step" else weights
-        rule = f"f < {eql.threshold:g} of {eql.num_images} images, {eql.function}"
+        rule = f"f < {eql.threshold:g} of {num_images} images, {eql.function}"
     in_tail = weights > 0
     ratio = tail_ratio(image_counts, in_tail) if image_counts.any() else 0.0
     summary = f"EQL tail ({rule}): {in_tail.sum()} of {len(in_tail)} classes, tail ratio {100 * ratio:.2f} %"

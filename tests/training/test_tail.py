@@ -15,7 +15,7 @@ def tail(**changes):
     config = base.get_config()
     for key, value in changes.items():
         config.model.eql[key] = value
-    return make_tail(config, letters=LETTERS, image_counts=COUNTS)
+    return make_tail(config, letters=LETTERS, image_counts=COUNTS, num_images=1500)
 
 
 def test_letters():
@@ -31,6 +31,12 @@ def test_lambda_is_a_share_of_the_stated_number_of_images():
     assert found.weights.dtype == bool and found.weights.tolist() == [True, True, False, False]
     assert "f < 0.1 of 1000 images, step" in found.summary
     assert tail(tail_by="lambda", threshold=0.1, num_images=2000).weights.tolist() == [True, True, True, False]
+
+
+def test_number_of_images_from_the_counted_set():
+    found = tail(tail_by="lambda", threshold=0.1, num_images=0)
+    assert "f < 0.1 of 1500 images" in found.summary and found.weights.tolist() == [True, True, False, False]
+    assert tail(tail_by="lambda", threshold=0.101, num_images=0).weights.tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_smooth_functions_give_weights(function, expected):
 def test_other_losses_have_no_tail(loss):
     config = base.get_config()
     config.model.box_head.loss = loss
-    found = make_tail(config, letters=LETTERS, image_counts=COUNTS)
+    found = make_tail(config, letters=LETTERS, image_counts=COUNTS, num_images=1500)
     assert found.weights.dtype == bool and not found.weights.any() and loss in found.summary
 
 
@@ -60,5 +66,5 @@ def test_a_number_of_images_that_cannot_be_is_named():
 
 def test_classes_without_images_are_no_fault_here():
     """Training on a set without objects is refused by the data pipeline, which names the file."""
-    found = make_tail(base.get_config(), letters=LETTERS, image_counts=np.zeros(4, int))
+    found = make_tail(base.get_config(), letters=LETTERS, image_counts=np.zeros(4, int), num_images=0)
     assert found.summary.endswith("tail ratio 0.00 %")
