@@ -123,6 +123,8 @@ def convert(
         arrays |= {name: np.asarray(array) for name, array in initial.items()}
         report.append(f"freshly initialised (seed {config.seed}): {_names(fresh)}")
     unused = _explained(match.unused)
+    if options.backbone_only and "" in unused:
+        unused["no part of the backbone"] = unused.pop("")
     report += [f"not used, {reason}: {_names(found)}" for reason, found in unused.items()]
     variables = {"params": {}, "batch_stats": {}}
     variables |= traverse_util.unflatten_dict({name: arrays[name] for name in shapes}, sep="/")
@@ -295,7 +297,7 @@ def _hints(match: Match, missing, misshaped, unused, tensors, num_classes: int) 
     hints += [f"The file is of {what}." for part, what in others.items() if part in joined]
     if not hints and any(re.search(r"\.conv2\.weight$", m[1]) and m[2][1] != m[3][1] for m in misshaped):
         hints.append("Grouped 3x3 convolutions: a ResNeXt, or another model.backbone.width.")
-    if any(re.search(r"res4\.(6|22)\.", name) for name in unused):
+    if not hints and any(re.search(r"res4\.(6|22)\.", name) for name in unused):
         hints.append("The file's res4 has more blocks: set config.model.backbone.depth=101.")
     if any("/res4_6/" in p for p, _ in missing) and not hints:
         hints.append("The file's res4 has fewer blocks: set config.model.backbone.depth=50.")

@@ -4,6 +4,7 @@ Zip: <root>/data.pkl is a pickle in which every tensor refers to <root>/data/<ke
 number, protocol, facts of the machine, the same pickle, the list of keys, then for each key a count and the numbers.
 """
 
+import io
 import pickle
 import struct
 import sys
@@ -21,7 +22,6 @@ from eql_jax.convert.unpickle import (
     RestrictedUnpickler,
     check_elements,
     damaged,
-    from_bytes,
     strided,
 )
 
@@ -119,7 +119,7 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
             storages[key] = raw if order == sys.byteorder else raw.byteswap()
         return storages[key]
 
-    return RestrictedUnpickler(from_bytes(archive.read(f"{root}data.pkl")), path, _ALLOWED, load_storage).load()
+    return RestrictedUnpickler(io.BytesIO(archive.read(f"{root}data.pkl")), path, _ALLOWED, load_storage).load()
 
 
 def read_torch_stream(path: Path) -> Any:

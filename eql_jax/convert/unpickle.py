@@ -6,7 +6,6 @@ looked up in `ALLOWED` alone, whose entries only build arrays, numbers and conta
 
 import codecs
 import collections
-import io
 import math
 import pickle
 from collections.abc import Callable, Mapping
@@ -192,8 +191,3 @@ def strided(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tup
         return np.empty(size, storage.dtype)
     steps = tuple(s * storage.itemsize for s in stride)
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
-
-
-def from_bytes(data: bytes) -> io.BytesIO:
-    """A file on bytes in memory."""
-    return io.BytesIO(data)
