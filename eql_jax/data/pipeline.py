@@ -35,7 +35,8 @@ from eql_jax.data.examples import EVAL_DTYPES, TRAIN_DTYPES, ExampleShape, eval_
 from eql_jax.data.images import ImageError, read_size
 from eql_jax.data.parallel import tf_batches, threaded_batches
 from eql_jax.data.records import Annotations, ImageIndex, ImageRecord, RecordsById, empty_objects, evenly_spaced
-from eql_jax.data.samplers import Sampler, class_aware_probabilities, repeat_factors
+from eql_jax.data.samplers import Sampler
+from eql_jax.data.sampling_weights import class_aware_probabilities, repeat_factors
 from eql_jax.data.transforms import Size, draw_augmentation
 from eql_jax.data.validation import AnnotationError, FaultReport
 
@@ -148,13 +149,13 @@ class TrainIterator(Iterator[Batch]):
         if name == "uniform":
             return {}
         if name == "repeat_factor":
-            classes = [self.index.classes_of(i) for i in range(self.images.size)]
-            return {"factors": repeat_factors(classes, num_classes=num_classes, threshold=threshold)}
+            classes, offsets = self.index.classes, self.index.offsets
+            return {"factors": repeat_factors(classes, offsets, num_classes=num_classes, threshold=threshold)}
         if name == "class_aware":
             # Crowds are no examples of their class.
             usable = self._annotations.index.select(self.images, usable_only=True)
-            classes = [usable.classes_of(i) for i in range(self.images.size)]
-            return {"probabilities": class_aware_probabilities(classes, num_classes=num_classes)}
+            classes, offsets = usable.classes, usable.offsets
+            return {"probabilities": class_aware_probabilities(classes, offsets, num_classes=num_classes)}
         raise ValueError(f"data.sampler is {name!r}, expected 'uniform', 'repeat_factor' or 'class_aware'")
 
     def _load_row(self, position: int) -> Batch:

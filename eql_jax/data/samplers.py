@@ -38,56 +38,6 @@ class BatchPlan(NamedTuple):
     indices: np.ndarray
 
 
-def repeat_factors(classes: Sequence[np.ndarray], *, num_classes: int, threshold: float) -> np.ndarray:
-    """Repeat factor of each image (Gupta, Dollar, Girshick 2019; detectron2's RepeatFactorTrainingSampler).
-
-    f_c is the share of the given images that contain class c, r_c = max(1, sqrt(threshold / f_c)), and an image's
-    factor is the largest r_c of its classes, 1 for an image without.
-
-    Args:
-      classes: for each image, its classes in any order, repeats allowed.
-      num_classes: K.
-      threshold: share of images below which a class is repeated.
-
-    Returns:
-      float64 [number of images], each >= 1.
-    """
-    present = [np.unique(of_image) for of_image in classes]
-    counts = np.zeros(num_classes, np.int64)
-    for of_image in present:
-        counts[of_image] += 1
-    share = np.maximum(counts, 1) / max(len(present), 1)
-    factors = np.maximum(1.0, np.sqrt(threshold / share))
-    return np.array([factors[of_image].max(initial=1.0) for of_image in present])
-
-
-def class_aware_probabilities(classes: Sequence[np.ndarray], *, num_classes: int) -> np.ndarray:
-    """Probability of each image under class-aware sampling (Shen, Lin, Huang, ECCV 2016, arXiv 1512.05830).
-
-    A class is drawn uniformly among the C that have an image, then one of its n_c images uniformly, so
-
-        p_i = 1 / C  sum over the classes c of image i of  1 / n_c
-
-    Args:
-      classes: for each image, its classes in any order, repeats allowed.
-      num_classes: K.
-
-    Returns:
-      float64 [number of images], sums to 1; 0 for an image without classes.
-
-    Raises:
-      ValueError: no image has a class.
-    """
-    present = [np.unique(of_image) for of_image in classes]
-    counts = np.zeros(num_classes, np.int64)
-    for of_image in present:
-        counts[of_image] += 1
-    used = np.count_nonzero(counts)
-    if not used:
-        raise ValueError(f"class-aware sampling got {len(present)} images without a class; expected some with")
-    return np.array([(1 / counts[of_image]).sum() for of_image in present]) / used
-
-
 class Sampler:
     """Plans batches. Thread-safe; the same on every host.
 

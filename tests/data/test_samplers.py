@@ -6,9 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eql_jax.data.samplers import Sampler, class_aware_probabilities, repeat_factors
+from eql_jax.data.samplers import Sampler
+from eql_jax.data.sampling_weights import class_aware_probabilities, repeat_factors
 
 TESTDATA = Path(__file__).parents[1] / "testdata"
+
+
+def ragged(classes):
+    """Classes and offsets of a list of each image's classes."""
+    offsets = np.cumsum([0, *(len(of_image) for of_image in classes)])
+    return np.array([c for of_image in classes for c in of_image], np.int32), offsets
 
 
 def stream(sampler, steps, bucket=0):
@@ -90,23 +97,24 @@ def test_repeats():
 def test_repeat_factors_of_detectron2():
     """40 images of LVIS v0.5 at four thresholds; three have no class, or only frequent ones."""
     golden = json.loads((TESTDATA / "data_mapper.json").read_text())["repeat_factors"]
-    classes = [np.array(of_image, np.int64) for of_image in golden["classes"]]
     for threshold, expected in golden["thresholds"].items():
-        factors = repeat_factors(classes, num_classes=golden["num_classes"], threshold=float(threshold))
+        factors = repeat_factors(
+            *ragged(golden["classes"]), num_classes=golden["num_classes"], threshold=float(threshold)
+        )
         np.testing.assert_allclose(factors, expected, rtol=1e-6)
 
 
 def test_repeat_factors_by_hand():
     """Class 0 in all four images, class 1 in one (f = .25), class 2 nowhere; t = 1: sqrt(1 / .25) = 2."""
-    classes = [np.array(c, np.int64) for c in ([0], [0, 0, 1, 1], [0], [0])]
-    np.testing.assert_array_equal(repeat_factors(classes, num_classes=3, threshold=1.0), [1, 2, 1, 1])
-    np.testing.assert_array_equal(repeat_factors([np.array([], np.int64)], num_classes=1, threshold=1.0), [1])
+    classes = ragged([[0], [0, 0, 1, 1], [0], [0]])
+    np.testing.assert_array_equal(repeat_factors(*classes, num_classes=3, threshold=1.0), [1, 2, 1, 1])
+    np.testing.assert_array_equal(repeat_factors(*ragged([[]]), num_classes=1, threshold=1.0), [1])
+    assert repeat_factors(*ragged([]), num_classes=1, threshold=1.0).shape == (0,)
 
 
 def test_class_aware_probabilities_by_hand():
     """Class 0 in three images, 1 in one, 2 in two, 3 nowhere: C = 3, p = 1/3 (1/3 + ..)."""
-    classes = [np.array(c, np.int64) for c in ([0, 0], [1, 0, 0], [2, 2, 2], [0, 2], [])]
-    found = class_aware_probabilities(classes, num_classes=4)
+    found = class_aware_probabilities(*ragged([[0, 0], [1, 0, 0], [2, 2, 2], [0, 2], []]), num_classes=4)
     np.testing.assert_allclose(found, [1 / 9, 1 / 9 + 1 / 3, 1 / 6, 1 / 9 + 1 / 6, 0], rtol=1e-12)
 
 
@@ -122,7 +130,7 @@ def long_tail(images=300, num_classes=12, seed=0):
 def test_class_aware_frequencies():
     """Images and classes come as often as their probabilities say, to 5 standard errors, with buckets as without."""
     classes, buckets = long_tail()
-    probabilities = class_aware_probabilities(classes, num_classes=12)
+    probabilities = class_aware_probabilities(*ragged(classes), num_classes=12)
     has_class = np.array([np.isin(np.arange(12), of_image) for of_image in classes])
     seen = has_class.any(axis=0)
     expected = probabilities @ has_class  # probability that an image of a batch contains the class
@@ -146,7 +154,9 @@ def test_class_aware_frequencies():
 def test_class_aware_random_access_and_hosts():
     """A plan is a function of (seed, step): any start, any order, any instance (host) gives the same."""
     classes, buckets = long_tail()
-    kwargs = dict(buckets=buckets, batch_size=8, probabilities=class_aware_probabilities(classes, num_classes=12))
+    kwargs = dict(
+        buckets=buckets, batch_size=8, probabilities=class_aware_probabilities(*ragged(classes), num_classes=12)
+    )
     forward = Sampler(seed=5, **kwargs)
     expected = [forward.batch(step) for step in range(50)]
     resumed = Sampler(seed=5, **kwargs)
@@ -186,7 +196,12 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="both given"):
         Sampler(buckets=[0], batch_size=2, seed=0, factors=np.ones(1), probabilities=np.ones(1))
     with pytest.raises(ValueError, match="2 images without a class"):
-        class_aware_probabilities([np.zeros(0, np.int64)] * 2, num_classes=3)
+        class_aware_probabilities(*ragged([[], []]), num_classes=3)
+    with pytest.raises(ValueError, match=r"from 0 to 3, expected 0 .. 2"):
+        repeat_factors(*ragged([[0], [3, 1]]), num_classes=3, threshold=0.1)
+    for offsets in ([0, 1], [1, 2], [0, 3, 2], []):
+        with pytest.raises(ValueError, match="from 0 to the 2 classes"):
+            repeat_factors(np.array([0, 1]), np.array(offsets, np.int64), num_classes=3, threshold=0.1)
     with pytest.raises(ValueError, match="batch size"):
         Sampler(buckets=[0], batch_size=0, seed=0)
     with pytest.raises(ValueError, match="step"):
