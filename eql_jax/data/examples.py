@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eql_jax.data.crops import crop_masks
 from eql_jax.data.images import read_record_image, resize_and_pad
-from eql_jax.data.polygons import crop_mask
 from eql_jax.data.records import ImageRecord
 from eql_jax.data.transforms import Augmentation, Size, fit_size, output_size, resize_boxes
 
@@ -74,10 +74,8 @@ def train_example(
     )
     classes[:n] = objects.classes[chosen]
     ignore[:n] = objects.ignore[chosen]
-    for row, i in enumerate(chosen):
-        # Box and mask scale together, so the crop is taken in the pixels of the file.
-        mask = crop_mask(objects.segmentations[i], objects.boxes[i], mask_size=shape.mask_size)
-        masks[row] = mask[:, ::-1] if flip else mask
+    # Box and mask scale together, so the crops are taken in the pixels of the file.
+    masks[:n] = crop_masks(objects.segmentations, chosen, objects.boxes[chosen], mask_size=shape.mask_size, mirror=flip)
     verified = np.zeros(shape.num_classes, bool)
     verified[objects.classes] = True
     verified[record.neg_classes] = True

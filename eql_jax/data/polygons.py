@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eql_jax.data.rasterize import fill_polygons
+
 # The least side of a box that polygons are scaled by, in pixels (detectron2's rasterize_polygons_within_box).
-_MIN_SIDE = 0.1
+MIN_SIDE = 0.1
 
 
 class RunLengths(NamedTuple):
@@ -102,12 +104,29 @@ def to_rle(segmentation: list | dict, *, height: int, width: int) -> dict:
     return dict(segmentation)
 
 
+def sample_run_lengths(rle: RunLengths, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The mask at all pairs of the given rows and columns, without decoding the rest of it.
+
+    Args:
+      rle: the mask.
+      rows: int [h] and
+      columns: int [w], inside the mask.
+
+    Returns:
+      uint8 0/1 [h, w].
+    """
+    positions = columns.astype(np.int64)[:, None] * rle.height + rows
+    return (np.searchsorted(np.cumsum(rle.counts), positions, side="right") & 1).astype(np.uint8).T
+
+
 def crop_mask(segmentation: tuple[np.ndarray, ...] | RunLengths, box: np.ndarray, *, mask_size: int) -> np.ndarray:
     """Crops a mask to its box and samples it on a grid of mask_size x mask_size cells.
 
     Cell (i, j) has its centre at (x1 + (j + .5) / M * w, y1 + (i + .5) / M * h). Polygons are shifted and scaled to the
-    grid and rasterised there by pycocotools, the union of all parts (detectron2's rasterize_polygons_within_box);
-    nothing of full image size is made. Run lengths are decoded and the pixel under each cell centre is taken.
+    grid and filled there as pycocotools does, the union of all parts (detectron2's rasterize_polygons_within_box);
+    nothing of full image size is made. Of run lengths the pixel under each cell centre is taken.
+
+    `crops.crop_masks` does it for many masks of an image at once, faster.
 
     Args:
       segmentation: polygons, each float [P, 2] of (x, y) in the pixels of the box, or run lengths.
@@ -122,10 +141,10 @@ def crop_mask(segmentation: tuple[np.ndarray, ...] | RunLengths, box: np.ndarray
         centres = (np.arange(mask_size) + 0.5) / mask_size
         columns = np.clip(np.floor(x1 + centres * (x2 - x1)), 0, segmentation.width - 1).astype(np.int64)
         rows = np.clip(np.floor(y1 + centres * (y2 - y1)), 0, segmentation.height - 1).astype(np.int64)
-        return np.ascontiguousarray(decode_run_lengths(segmentation)[rows[:, None], columns])
-
-    from pycocotools import mask as mask_api  # slow to import; not needed by prediction
-
-    scale = np.array([mask_size / max(x2 - x1, _MIN_SIDE), mask_size / max(y2 - y1, _MIN_SIDE)])
-    parts = [((part - (x1, y1)) * scale).ravel() for part in segmentation]
-    return mask_api.decode(mask_api.merge(mask_api.frPyObjects(parts, mask_size, mask_size)))
+        return sample_run_lengths(segmentation, rows, columns)
+    scale = np.array([mask_size / max(x2 - x1, MIN_SIDE), mask_size / max(y2 - y1, MIN_SIDE)])
+    points = (np.concatenate(segmentation).astype(np.float64) - (x1, y1)) * scale
+    sizes = np.array([len(part) for part in segmentation])
+    return fill_polygons(points, sizes, np.zeros(len(sizes), np.int64), num_grids=1, height=mask_size, width=mask_size)[
+        0
+    ]

@@ -40,6 +40,20 @@ class Packed(NamedTuple):
     width: int
 
 
+class Polygons(NamedTuple):
+    """P polygons of N masks.
+
+    Attributes:
+      points: float64 [T, 2] (x, y) in pixels of the file, of all polygons in turn.
+      sizes: int64 [P], the number of points of each.
+      masks: int64 [P], rising: which of the N masks each belongs to.
+    """
+
+    points: np.ndarray
+    sizes: np.ndarray
+    masks: np.ndarray
+
+
 class Segmentations(Sequence):
     """G masks: `segmentations[i]` is a tuple of polygons float64 [P, 2] of (x, y) pixels, or `RunLengths`."""
 
@@ -95,6 +109,26 @@ class Segmentations(Sequence):
         if count == 1:
             return (numbers.reshape(-1, 2),)
         return tuple(part.reshape(-1, 2) for part in np.split(numbers, np.cumsum(sizes[:-1])))
+
+    def polygons_of(self, indices: np.ndarray) -> Polygons:
+        """The polygons of some of the masks, all in one array; masks in run lengths have none.
+
+        Args:
+          indices: int [N] objects.
+        """
+        p = self.packed
+        counts = p.polygons[indices].astype(np.int64)
+        mask = np.repeat(np.arange(len(indices)), counts)
+        polygon = _ranges((np.cumsum(p.polygons) - p.polygons)[indices], counts)
+        sizes = p.points[polygon].astype(np.int64)
+        point = _ranges((np.cumsum(p.points, dtype=np.int64) - p.points)[polygon], sizes)
+        points = p.coordinates.reshape(-1, 2)[point]
+        return Polygons(points if points.dtype == np.float64 else points / _PARTS_PER_PIXEL, sizes, mask)
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """start, start + 1, .. of each range in turn, int64 [sum of counts]."""
+    return np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
 
 
 def _pack_numbers(numbers: np.ndarray) -> np.ndarray:

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_api
 
+from eql_jax.data.crops import crop_masks
 from eql_jax.data.polygons import crop_mask, decode_run_lengths, decompress_counts, parse_run_lengths
+from eql_jax.data.rasterize import fill_polygons
+from eql_jax.data.segmentations import Segmentations
 from tests.data.conftest import rectangle
 
 
@@ -85,6 +88,66 @@ def test_run_lengths_and_polygons_agree():
     from_runs = crop_mask(parse_run_lengths(encoded), box, mask_size=56)
     assert np.mean(from_polygon != from_runs) < 0.03
     assert abs(from_polygon.mean() - np.pi / 4) < 0.01
+
+
+def random_polygon(rng, height, width):
+    """Points anywhere, on whole and on tenth places, far outside, or a walk: rounding and clipping of all kinds."""
+    points = rng.uniform(-0.3, 1.3, (int(rng.integers(1, 30)), 2)) * (width, height)
+    kind = rng.integers(5)
+    if kind == 1:
+        return np.round(points)
+    if kind == 2:
+        return np.round(points, 1)
+    if kind == 3:
+        return points * 20 - 300
+    if kind == 4:
+        return np.cumsum(rng.normal(0, 3, points.shape), axis=0) + (width / 2, height / 2)
+    return points
+
+
+def by_pycocotools(polygon, height, width):
+    """Filled by pycocotools, which wants three points and fills nothing of fewer; the last is repeated."""
+    padded = np.concatenate([polygon, np.repeat(polygon[-1:], 2, axis=0)])
+    return mask_api.decode(mask_api.frPyObjects([padded.ravel().tolist()], height, width)[0])
+
+
+def test_filling_equals_pycocotools():
+    """1500 polygons on grids of all sizes, every cell; the union of several; mirrored."""
+    rng = np.random.default_rng(0)
+    for trial in range(500):
+        height, width = (112, 112) if trial % 10 == 0 else rng.integers(1, 60, 2).tolist()
+        parts = [random_polygon(rng, height, width) for _ in range(3)]
+        expected = np.stack([by_pycocotools(part, height, width) for part in parts])
+        points, sizes = np.concatenate(parts), [len(part) for part in parts]
+        size = dict(height=height, width=width)
+        np.testing.assert_array_equal(fill_polygons(points, sizes, np.arange(3), num_grids=3, **size), expected)
+        union = fill_polygons(points, sizes, np.array([1, 1, 3]), num_grids=5, mirror=True, **size)
+        np.testing.assert_array_equal(union[1], (expected[0] | expected[1])[:, ::-1])
+        np.testing.assert_array_equal(union[3], expected[2][:, ::-1])
+        assert not union[[0, 2, 4]].any()
+
+
+def test_filling_nothing():
+    none = fill_polygons(np.zeros((0, 2)), np.zeros(0, int), np.zeros(0, int), num_grids=2, height=4, width=3)
+    np.testing.assert_array_equal(none, np.zeros((2, 4, 3), np.uint8))
+    empty = fill_polygons(np.ones((3, 2)), np.array([0, 3]), np.array([0, 1]), num_grids=2, height=4, width=3)
+    assert not empty.any()
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_many_masks_at_once(mirror):
+    """Several polygons an object, run lengths among them, some of the objects, in any order."""
+    rng = np.random.default_rng(1)
+    masks = [tuple(np.round(random_polygon(rng, 50, 70), 2) for _ in range(int(rng.integers(1, 4)))) for _ in range(9)]
+    bits = np.asfortranarray(rng.integers(0, 2, (50, 70), dtype=np.uint8))
+    masks[4] = masks[7] = parse_run_lengths(mask_api.encode(bits))
+    boxes = np.concatenate([rng.uniform(-5, 30, (9, 2)), rng.uniform(30, 80, (9, 2))], axis=1)
+    indices = np.array([7, 0, 3, 4, 8, 1])
+    got = crop_masks(Segmentations.pack(masks), indices, boxes[indices], mask_size=14, mirror=mirror)
+    for found, i in zip(got, indices, strict=True):
+        expected = crop_mask(masks[i], boxes[i], mask_size=14)
+        np.testing.assert_array_equal(found, expected[:, ::-1] if mirror else expected)
+    assert crop_masks(Segmentations.pack([]), np.zeros(0, int), np.zeros((0, 4)), mask_size=14).shape == (0, 14, 14)
 
 
 @pytest.mark.parametrize("seed", range(6))
