@@ -36,6 +36,27 @@ def get_config() -> ConfigDict:
     c.data.longest_side = 1333
     c.data.eval_shorter_side = 800
     c.data.flip = True  # random horizontal flip in training
+    # Large-scale jitter (Ghiasi et al. 2021): (smallest, largest) size of the resized image in shares of crop_size, cut
+    # to crop_size, which every batch then has; theirs is (0.1, 2.0). It takes the place of shorter_side, longest_side
+    # and buckets in training. (): off
+    c.data.scale_jitter = ()
+    c.data.crop_size = (1024, 1024)  # (height, width)
+    # Random colours as in torchvision's ColorJitter; 0: off. Factors are from 1 - x to 1 + x, hue shifts by up to x
+    # turns of the colour circle (at most .5).
+    c.data.photometric = ConfigDict(dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0))
+    # Copy-paste (Ghiasi et al. 2021): objects of another image are set into the image, with their masks.
+    p = c.data.copy_paste = ConfigDict()
+    p.probability = 0.0  # that an image gets any; 0: off
+    # 'batch': objects of another image of the batch, where they lie in it; 'bank': a class is drawn, then one of its
+    # objects in the whole data set, and a place for it. Each object of the bank means one more image to decode.
+    p.source = "batch"
+    p.max_objects = 10  # 1 to as many are pasted
+    p.scale = (1.0, 1.0)  # (smallest, largest) factor on their size, besides the augmentation that their image gets
+    p.class_power = 0.5  # 'bank': weight of a class is its number of images to the power of -class_power; 0: all alike
+    # False: pixels are those of detectron2 (Pillow), byte for byte. True: enlarged JPEGs go through OpenCV, up to one
+    # grey level apart and several times faster; those reduced to half or less are decoded at 1/2, 1/4 or 1/8. Training
+    # only.
+    c.data.fast_pixels = False
     c.data.buckets = (
         (800, 1344),
         (1344, 800),

@@ -30,14 +30,17 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from eql_jax.data.augment import COLOURS, draw_view, read_recipe
 from eql_jax.data.buckets import BucketChoice, choose_bucket, parse_buckets
 from eql_jax.data.examples import EVAL_DTYPES, TRAIN_DTYPES, ExampleShape, eval_example, padding_example, train_example
 from eql_jax.data.images import ImageError, read_size
 from eql_jax.data.parallel import tf_batches, threaded_batches
+from eql_jax.data.paste_draws import PasteDraws
+from eql_jax.data.photometric import draw_photometric
 from eql_jax.data.records import Annotations, ImageIndex, ImageRecord, RecordsById, empty_objects, evenly_spaced
 from eql_jax.data.samplers import Sampler
 from eql_jax.data.sampling_weights import class_aware_probabilities, repeat_factors
-from eql_jax.data.transforms import Size, draw_augmentation
+from eql_jax.data.transforms import Size, random_stream
 from eql_jax.data.validation import AnnotationError, FaultReport
 
 Batch = dict[str, np.ndarray]
@@ -87,11 +90,10 @@ class TrainIterator(Iterator[Batch]):
         self._rows = _rows_per_host(config.train.batch_size, host, num_hosts, "train.batch_size")
         self._first_row = host * self._rows
         self._seed = config.seed
-        self._flip = data.flip
-        self._shorter_sides = _shorter_sides(data.shorter_side)
-        self._longest_side = data.longest_side
+        self._recipe = read_recipe(data)
         self._shape = ExampleShape(data.max_objects, data.mask_size, annotations.num_classes)
-        self._buckets = parse_buckets(data.buckets)
+        # Large-scale jitter cuts every image to one canvas.
+        self._buckets = parse_buckets([data.crop_size] if data.scale_jitter else data.buckets)
         self._annotations = annotations
         self.images = self._select(annotations, drop_empty=data.drop_empty_images)
         self.index = annotations.index.select(self.images)
@@ -101,6 +103,7 @@ class TrainIterator(Iterator[Batch]):
             seed=config.seed,
             **self._weights(data.sampler, data.repeat_threshold),
         )
+        self._pastes = PasteDraws(annotations, self.images, self.index, recipe=self._recipe, seed=config.seed)
         self._bad: set[int] = set()
         self._bad_lock = threading.Lock()
         self._batches = tf_batches(
@@ -141,7 +144,10 @@ class TrainIterator(Iterator[Batch]):
         return images
 
     def _assign_buckets(self) -> list[int]:
-        return _assign_buckets(self.index, self._buckets, max(self._shorter_sides), self._longest_side, self.report)
+        if self._recipe.scale_jitter:
+            return [0] * self.images.size
+        sides = self._recipe.shorter_sides
+        return _assign_buckets(self.index, self._buckets, max(sides), self._recipe.longest_side, self.report)
 
     def _weights(self, name: str, threshold: float) -> dict[str, np.ndarray]:
         """The argument of `Sampler` that weighs the images, by config.data.sampler."""
@@ -175,21 +181,22 @@ class TrainIterator(Iterator[Batch]):
             except ImageError as error:  # a damaged record of a prepared data set
                 self._mark_bad(index, error)
                 continue
-            augmentation = draw_augmentation(
-                seed=self._seed,
-                step=step,
-                row=row,
-                image_id=record.id,
-                shorter_sides=self._shorter_sides,
-                flip=self._flip,
+            draws = (self._seed, step, row, record.id)
+            view = draw_view(
+                random_stream(*draws), self._recipe, Size(record.height, record.width), self._buckets[plan.bucket]
+            )
+            pastes = self._pastes.draw(
+                step=step, row=row, image_id=record.id, view=view, batch=plan.indices, on_error=self._mark_bad
             )
             try:
                 return train_example(
                     record,
-                    bucket=self._buckets[plan.bucket],
-                    augmentation=augmentation,
-                    longest_side=self._longest_side,
+                    view=view,
                     shape=self._shape,
+                    fast=self._recipe.fast_pixels,
+                    pastes=pastes,
+                    on_paste_error=lambda paste, error: self._mark_bad(paste.index, error),
+                    colours=draw_photometric(random_stream(*draws, COLOURS), self._recipe.colours),
                 )
             except ImageError as error:
                 self._mark_bad(index, error)
@@ -382,13 +389,6 @@ def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int
     if batch_size < 1 or batch_size % num_hosts:
         raise ValueError(f"{name} is {batch_size}, expected a positive multiple of the {num_hosts} hosts")
     return batch_size // num_hosts
-
-
-def _shorter_sides(sides: int | Sequence[int]) -> tuple[int, ...]:
-    sides = (sides,) if isinstance(sides, int) else tuple(sides)
-    if not sides or min(sides) < 1:
-        raise ValueError(f"data.shorter_side must be one or more positive integers, got {sides}")
-    return sides
 
 
 def _assign_buckets(

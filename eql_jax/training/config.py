@@ -27,6 +27,17 @@ from eql_jax.training.errors import ConfigError
 OVERRIDE = re.compile(r"--?(?:no)?config\.(?P<key>[^=]+)(?:=(?P<value>.*))?", re.DOTALL)
 # Fields that configs of older runs lack, with the value that leaves those runs as they were.
 ADDED_FIELDS = {
+    "data.scale_jitter": (),
+    "data.crop_size": (1024, 1024),
+    "data.photometric": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+    "data.copy_paste": {
+        "probability": 0.0,
+        "source": "batch",
+        "max_objects": 10,
+        "scale": (1.0, 1.0),
+        "class_power": 0.5,
+    },
+    "data.fast_pixels": False,
     "model.backbone.stem_width": 0,
     "model.rpn.round_anchors": False,
     "model.roi.aligned": True,

@@ -12,6 +12,7 @@ from eql_jax.training.schedules import SCHEDULES
 
 CHOICES = {
     "eval.backend": ("fast", "official"),
+    "data.copy_paste.source": ("batch", "bank"),
     "data.sampler": ("uniform", "repeat_factor", "class_aware"),
     "model.dtype": ("float32", "bfloat16"),
     "model.backbone.depth": (18, 34, 50, 101),
@@ -32,6 +33,16 @@ RANGES = {
     "data.shorter_side": (1, None),
     "data.longest_side": (1, None),
     "data.eval_shorter_side": (1, None),
+    "data.scale_jitter": (1e-3, 100),
+    "data.crop_size": (32, None),
+    "data.photometric.brightness": (0, 1),
+    "data.photometric.contrast": (0, 1),
+    "data.photometric.saturation": (0, 1),
+    "data.photometric.hue": (0, 0.5),
+    "data.copy_paste.probability": (0, 1),
+    "data.copy_paste.max_objects": (1, 255),
+    "data.copy_paste.scale": (1e-3, 100),
+    "data.copy_paste.class_power": (-10, 10),
     "data.max_objects": (1, None),
     "data.mask_size": (1, None),
     "data.workers": (0, None),
@@ -179,6 +190,14 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
     for name, values in (("data.shorter_side", d.shorter_side), ("model.rpn.aspect_ratios", m.rpn.aspect_ratios)):
         if not values:
             yield f"{name} is empty; expected at least one number"
+    for name, values in (
+        ("data.scale_jitter", d.scale_jitter or (1, 1)),
+        ("data.copy_paste.scale", d.copy_paste.scale),
+    ):
+        if len(values) != 2 or not values[0] <= values[1]:
+            yield f"{name} is {tuple(values)}; expected (smallest, largest)"
+    if len(d.crop_size) != 2 or any(not isinstance(s, int) or s % 32 for s in d.crop_size):
+        yield f"data.crop_size is {d.crop_size}; expected (height, width), multiples of 32"
     if not d.buckets or any(
         len(b) != 2 or any(not isinstance(s, int) or s < 1 or s % 32 for s in b) for b in d.buckets
     ):

@@ -11,7 +11,8 @@ from pycocotools import mask as mask_api
 from eql_jax.data.examples import ExampleShape, train_example
 from eql_jax.data.polygons import crop_mask, to_rle
 from eql_jax.data.records import ImageRecord
-from eql_jax.data.transforms import Augmentation, Size
+from eql_jax.data.transforms import Size
+from eql_jax.data.views import resized_view
 
 MASK_SIZE = 112  # of the pipeline's cropped masks, as configs/base.py has it
 
@@ -37,9 +38,13 @@ def example_of(record: ImageRecord, setting: Setting, *, num_classes: int) -> di
     longest = setting.longest_side
     return train_example(
         record,
-        bucket=Size(longest, longest),  # holds every size, so nothing is scaled twice
-        augmentation=Augmentation(setting.shorter_side, setting.flip),
-        longest_side=longest,
+        view=resized_view(
+            Size(record.height, record.width),
+            canvas=Size(longest, longest),  # holds every size, so nothing is scaled twice
+            shorter_side=setting.shorter_side,
+            longest_side=longest,
+            flip=setting.flip,
+        ),
         shape=ExampleShape(record.objects.size, MASK_SIZE, num_classes),
     )
 

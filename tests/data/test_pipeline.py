@@ -12,7 +12,7 @@ from eql_jax.data.annotations import load_annotations
 from eql_jax.data.buckets import choose_bucket, parse_buckets
 from eql_jax.data.images import read_image, read_size, resize_and_pad
 from eql_jax.data.pipeline import make_eval_batches, make_prediction_batches, make_train_iterator
-from eql_jax.data.transforms import Size, draw_augmentation, fit_size, output_size, resize_boxes
+from eql_jax.data.transforms import Size, fit_size, output_size
 from tests.data.conftest import make_content
 
 MIXED = [(80, 60), (60, 80), (90, 60), (64, 64), (50, 100), (80, 50), (33, 61)]
@@ -45,15 +45,6 @@ def mixed(write_dataset):
 )
 def test_output_size(size, expected):
     assert output_size(*size, shorter_side=800, longest_side=1333) == expected
-
-
-def test_resize_boxes_by_hand():
-    boxes = np.array([[10, 20, 30, 50], [0, 0, 100, 80]])
-    plain = resize_boxes(boxes, old=Size(80, 100), new=Size(40, 200), flip=False)
-    np.testing.assert_array_equal(plain, [[20, 10, 60, 25], [0, 0, 200, 40]])
-    flipped = resize_boxes(boxes, old=Size(80, 100), new=Size(40, 200), flip=True)
-    np.testing.assert_array_equal(flipped, [[140, 10, 180, 25], [0, 0, 200, 40]])
-    assert resize_boxes(np.zeros((0, 4)), old=Size(8, 8), new=Size(4, 4), flip=True).shape == (0, 4)
 
 
 def test_buckets():
@@ -183,19 +174,6 @@ def test_an_epoch_of_training_has_every_image_once(mixed, config):
     config.train.batch_size = len(MIXED)
     batch = take(make_train_iterator(mixed, config), 1)[0]
     assert sorted(batch["image_id"].tolist()) == [record.id for record in mixed.images]
-
-
-def test_augmentation_draws():
-    """Fixed by its arguments, all choices taken, sides and flips independent of each other."""
-    kwargs = dict(shorter_sides=(48, 64, 80), flip=True)
-    draws = [draw_augmentation(seed=1, step=s, row=0, image_id=5, **kwargs) for s in range(900)]
-    assert draws == [draw_augmentation(seed=1, step=s, row=0, image_id=5, **kwargs) for s in range(900)]
-    for side in (48, 64, 80):
-        for flip in (False, True):
-            assert 110 < draws.count((side, flip)) < 190  # 150 expected, standard deviation 11
-    assert draw_augmentation(seed=-1, step=2**40, row=1, image_id=-(2**62), **kwargs)  # any integers
-    plain = [draw_augmentation(seed=1, step=s, row=0, image_id=5, shorter_sides=(48,), flip=False) for s in range(50)]
-    assert set(plain) == {(48, False)}
 
 
 def test_images_too_large_for_the_buckets(mixed, config):

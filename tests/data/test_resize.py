@@ -7,7 +7,8 @@ from PIL import Image
 from eql_jax.data.examples import ExampleShape, eval_example, train_example
 from eql_jax.data.images import read_image, resize_and_pad
 from eql_jax.data.records import ImageRecord, empty_objects
-from eql_jax.data.transforms import Augmentation, Size
+from eql_jax.data.transforms import Size
+from eql_jax.data.views import resized_view
 
 # (height, width) of the picture, shorter and longest side asked for, size that comes out: down by 1.6 to 8.6, up by 1.5
 # to 3.4, one with the longer side as the limit, one that stays as it is.
@@ -71,7 +72,9 @@ def test_pipeline_gives_the_bytes_of_pillow(tmp_path, mode, channels, size, shor
     shape = ExampleShape(max_objects=2, mask_size=8, num_classes=3)
     example = {
         flip: train_example(
-            record, bucket=bucket, augmentation=Augmentation(shorter, flip), longest_side=longest, shape=shape
+            record,
+            view=resized_view(size, canvas=bucket, shorter_side=shorter, longest_side=longest, flip=flip),
+            shape=shape,
         )
         for flip in (False, True)
     }
