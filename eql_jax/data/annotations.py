@@ -1,7 +1,7 @@
 """Reads LVIS v0.5, LVIS v1 and COCO instance JSON into records, validated.
 
 Classes are 0..K-1 in order of category id (ids may have gaps). Boxes are float32 XYXY in absolute pixels of the image
-file, without the +1 of older code.
+file, without the +1 of older code. Images and annotations are kept packed: a record is made when it is asked for.
 
     annotations = load_annotations("lvis_v1_val.json", "coco/", strict=False)
     print(annotations.report.summary())
@@ -9,31 +9,30 @@ file, without the +1 of older code.
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from eql_jax.data.files import FilePath, as_path
 from eql_jax.data.image_paths import ImageFinder
-from eql_jax.data.json_file import read_annotation_json
-from eql_jax.data.polygons import parse_run_lengths
-from eql_jax.data.records import (
-    Annotations,
-    Category,
-    ImageRecord,
-    ObjectRecord,
-    frequency_letter,
-    pack_objects,
-)
-from eql_jax.data.segmentations import Segmentation
+from eql_jax.data.json_file import stream_json
+from eql_jax.data.object_checks import is_id
+from eql_jax.data.object_columns import ObjectColumns, ObjectTable
+from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord, frequency_letter
 from eql_jax.data.validation import AnnotationError, FaultReport
 
-# Boxes of LVIS are rounded to hundredths: those that leave the image by up to this many pixels are clipped silently.
-_BORDER_TOLERANCE = 1.0
+# What is read of an image.
+_IMAGE_KEYS = frozenset(
+    ("id", "width", "height", "coco_url", "file_name", "neg_category_ids", "not_exhaustive_category_ids")
+)
 
 
 def load_annotations(
-    path: str | Path,
-    images_dir: str | Path,
+    path: str | os.PathLike,
+    images_dir: str | os.PathLike,
     *,
     strict: bool = False,
     check_files: bool = True,
@@ -58,54 +57,86 @@ def load_annotations(
       AnnotationError: the file is no annotation file, has no images or categories, none of its images is found, or, in
         strict mode, a record is faulty.
     """
-    path = Path(path)
+    path, images_dir = as_path(path), as_path(images_dir)
     report = FaultReport(strict=strict)
-    content = read_annotation_json(path)
-    listed = {key: _list_of_records(content, key, path) for key in ("images", "categories")}
-    for key, records in listed.items():
-        if not records:
-            raise AnnotationError(f"{path} has no {key} (an empty list or no key {key!r}): nothing to do with it")
-    if require_annotations and "annotations" not in content:
-        raise AnnotationError(
-            f"{path} has no key 'annotations' (keys: {sorted(content)}). Files that only list images can be predicted "
-            "on (eql_jax.predict --image_info), not trained on or evaluated"
-        )
-    annotated = _list_of_records(content, "annotations", path)
-    del content
-
-    categories = _read_categories(listed["categories"], path, report)
-    if not categories:
-        raise AnnotationError(f"{path} has no usable category\n{report.summary()}")
-    class_of = {category["id"]: index for index, category in enumerate(categories)}
-    images = _read_images(listed["images"], path, report)
-    objects = _read_objects(annotated, images, class_of, path, report)
-    records = _build_records(images, objects, class_of, Path(images_dir), path, report, check_files=check_files)
+    content = read_content(path, report, require_annotations=require_annotations)
+    records = _find_files(content, images_dir, report, check_files=check_files)
     return Annotations(
-        categories=_finish_categories(categories, objects),
-        class_ids=np.array([category["id"] for category in categories], np.int64),
-        images=records,
+        categories=content.categories,
+        class_ids=np.array([category.id for category in content.categories], np.int64),
+        images=JsonImages(content.objects, records),
         report=report,
         raw=path,
     )
 
 
-def _list_of_records(content: dict, key: str, path: Path) -> list[dict]:
-    records = content.get(key, [])
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise AnnotationError(f"{path}: {key!r} must be a list of objects, found {str(records)[:60]!r}")
-    return records
+class Content(NamedTuple):
+    """What an annotation file says, validated, before its image files are looked for.
+
+    Attributes:
+      path: of the file.
+      categories: list of K, by category id.
+      class_of: category id -> class.
+      images: the usable image records of the JSON, in the order of the file.
+      objects: those of each of these images.
+    """
+
+    path: FilePath
+    categories: list[Category]
+    class_of: dict[int, int]
+    images: list[dict]
+    objects: ObjectTable
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+def read_content(path: FilePath, report: FaultReport, *, require_annotations: bool = True) -> Content:
+    """Reads and validates an annotation file, all but its images' files; see `load_annotations`."""
+    columns = ObjectColumns(path)
+    listed: dict[str, list[dict]] = {"images": [], "categories": []}
+
+    def take_image(record: Any) -> None:
+        if isinstance(record, dict):
+            record = {key: value for key, value in record.items() if key in _IMAGE_KEYS}
+        listed["images"].append(record)
+
+    rest = stream_json(
+        path, {"annotations": columns.append, "images": take_image, "categories": listed["categories"].append}
+    )
+    for key, records in listed.items():
+        _check_list(rest.get(key, []), records, key, path)
+        if not records:
+            raise AnnotationError(f"{path} has no {key} (an empty list or no key {key!r}): nothing to do with it")
+    if require_annotations and "annotations" not in rest:
+        raise AnnotationError(
+            f"{path} has no key 'annotations' (keys: {sorted(rest)}). Files that only list images can be predicted "
+            "on (eql_jax.predict --image_info), not trained on or evaluated"
+        )
+    _check_list(rest.get("annotations", []), [], "annotations", path)
+
+    categories = _read_categories(listed["categories"], path, report)
+    if not categories:
+        raise AnnotationError(f"{path} has no usable category\n{report.summary()}")
+    class_of = {category["id"]: index for index, category in enumerate(categories)}
+    images = list(_read_images(listed["images"], path, report).values())
+    objects = columns.resolve(
+        *([image[key] for image in images] for key in ("id", "width", "height")), class_of, report
+    )
+    return Content(path, _finish_categories(categories, objects), class_of, images, objects)
 
 
-def _read_categories(listed: list[dict], path: Path, report: FaultReport) -> list[dict]:
+def _check_list(value: Any, elements: list[Any], key: str, path: FilePath) -> None:
+    """Raises AnnotationError where `value` (under a top-level key) is no list, or one of its elements no object."""
+    wrong = [element for element in elements if not isinstance(element, dict)]
+    if not isinstance(value, list) or wrong:
+        found = wrong[0] if wrong else value
+        raise AnnotationError(f"{path}: {key!r} must be a list of objects, found {str(found)[:60]!r}")
+
+
+def _read_categories(listed: list[dict], path: FilePath, report: FaultReport) -> list[dict]:
     """Returns the usable category records by rising id."""
     by_id: dict[int, dict] = {}
     for record in listed:
         identity = record.get("id")
-        if not _is_id(identity) or not isinstance(record.get("name"), str):
+        if not is_id(identity) or not isinstance(record.get("name"), str):
             message = f"found id {identity!r} and name {record.get('name')!r}, expected an integer and a text"
             report.add("bad category", file=path, record_id=identity, message=message)
         elif identity in by_id:
@@ -116,13 +147,13 @@ def _read_categories(listed: list[dict], path: Path, report: FaultReport) -> lis
     return [by_id[identity] for identity in sorted(by_id)]
 
 
-def _read_images(listed: list[dict], path: Path, report: FaultReport) -> dict[int, dict]:
+def _read_images(listed: list[dict], path: FilePath, report: FaultReport) -> dict[int, dict]:
     """Returns the usable image records by id, in the order of the file."""
     by_id: dict[int, dict] = {}
     for record in listed:
         identity, sides = record.get("id"), (record.get("width"), record.get("height"))
         # Negative ids are taken: -1 marks the padding rows of a batch.
-        if not _is_id(identity) or identity < 0 or not all(_is_id(side) and side > 0 for side in sides):
+        if not is_id(identity) or identity < 0 or not all(is_id(side) and side > 0 for side in sides):
             message = f"found id {identity!r}, width and height {sides}, expected integers, id >= 0 and positive sides"
             report.add("bad image record", file=path, record_id=identity, message=message)
         elif identity in by_id:
@@ -134,162 +165,102 @@ def _read_images(listed: list[dict], path: Path, report: FaultReport) -> dict[in
     return by_id
 
 
-def _read_objects(
-    annotated: list[dict], images: dict[int, dict], class_of: dict[int, int], path: Path, report: FaultReport
-) -> dict[int, list[ObjectRecord]]:
-    """Returns the usable objects of each image id. Empties `annotated` on the way, to free what is packed."""
-    objects: dict[int, list[ObjectRecord]] = {}
-    seen: set[int] = set()
-    annotated.reverse()
-    while annotated:
-        record = annotated.pop()
-        identity = record.get("id")
-        if not _is_id(identity):
-            message = f"found id {identity!r}, expected an integer"
-            report.add("bad annotation record", file=path, record_id=identity, message=message)
-            continue
-        if identity in seen:
-            report.add("duplicate annotation id", file=path, record_id=identity, message="listed before")
-            continue
-        seen.add(identity)
-        # A hostile or broken file may have a list here, which no dict can look up.
-        image_id, category_id = (k if _is_id(k) else None for k in (record.get("image_id"), record.get("category_id")))
-        if image_id not in images:
-            message = f"image_id {record.get('image_id')!r} is not among the file's images"
-            report.add("unknown image", file=path, record_id=identity, message=message)
-        elif category_id not in class_of:
-            message = f"category_id {record.get('category_id')!r} is not among the file's {len(class_of)} categories"
-            report.add("unknown category", file=path, record_id=identity, message=message)
-        else:
-            image = images[image_id]
-            parsed = _read_object(record, class_of[category_id], image["width"], image["height"], path, report)
-            if parsed is not None:
-                objects.setdefault(image_id, []).append(parsed)
-    return objects
+class FoundImages(NamedTuple):
+    """The images whose files are there.
+
+    Attributes:
+      folder: the image folder.
+      positions: int64 [N], which of the usable images of the JSON.
+      ids: int64 [N].
+      widths, heights: int32 [N].
+      names: N paths of the files below the folder.
+      neg_classes, not_exhaustive_classes: N arrays each, int32.
+    """
+
+    folder: FilePath
+    positions: np.ndarray
+    ids: np.ndarray
+    widths: np.ndarray
+    heights: np.ndarray
+    names: list[str]
+    neg_classes: list[np.ndarray]
+    not_exhaustive_classes: list[np.ndarray]
 
 
-def _read_object(
-    record: dict, class_index: int, width: int, height: int, path: Path, report: FaultReport
-) -> ObjectRecord | None:
-    """Returns the object, its box clipped to the image, or None when it cannot be used."""
-    identity = record["id"]
-    box = _read_box(record, width, height, path, report)
-    if box is None:
-        return None
-    segmentation = _read_segmentation(record, width, height, path, report)
-    if segmentation is None:
-        return None
-    area = record.get("area")
-    if not isinstance(area, int | float) or not np.isfinite(area):
-        area = (box[2] - box[0]) * (box[3] - box[1])
-    ignore = bool(record.get("iscrowd")) or bool(record.get("ignore"))
-    return ObjectRecord(identity, box, class_index, ignore, float(area), segmentation)
+class JsonImages(Sequence[ImageRecord]):
+    """The records of an annotation file, each made when it is asked for. Safe from any thread."""
+
+    def __init__(self, objects: ObjectTable, found: FoundImages):
+        self._objects = objects
+        self._found = found
+
+    def __len__(self) -> int:
+        return len(self._found.names)
+
+    def __getitem__(self, i: int | slice) -> ImageRecord | list[ImageRecord]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        i = range(len(self))[i]
+        f = self._found
+        return ImageRecord(
+            id=int(f.ids[i]),
+            path=f.folder / f.names[i],
+            width=int(f.widths[i]),
+            height=int(f.heights[i]),
+            neg_classes=f.neg_classes[i],
+            not_exhaustive_classes=f.not_exhaustive_classes[i],
+            objects=self._objects.objects(int(f.positions[i])),
+        )
+
+    @functools.cached_property
+    def image_index(self) -> ImageIndex:
+        """What `Annotations.index` is."""
+        o, f = self._objects, self._found
+        everything = ImageIndex(
+            np.zeros(o.offsets.size - 1), *[np.zeros(o.offsets.size - 1)] * 2, o.offsets, o.classes, o.ignore
+        )
+        return everything.select(f.positions)._replace(ids=f.ids, heights=f.heights, widths=f.widths)
 
 
-def _read_box(record: dict, width: int, height: int, path: Path, report: FaultReport) -> np.ndarray | None:
-    """Returns the box clipped to the image, float32 XYXY, or None."""
-    identity, found = record["id"], record.get("bbox")
-    try:
-        x, y, w, h = (float(number) for number in found)
-    except (TypeError, ValueError):
-        x = y = w = h = float("nan")
-    if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
-        message = f"found bbox {found!r}, expected [x, y, width, height] with positive width and height"
-        report.add("degenerate box", file=path, record_id=identity, message=message)
-        return None
-    excess = max(-x, -y, x + w - width, y + h - height)
-    # In float32 from here on: a box must keep a positive side after rounding, too.
-    box = np.array([max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)], np.float32)
-    if not (box[2] > box[0] and box[3] > box[1]):
-        message = f"bbox {found} does not touch its image of {width} x {height} (width x height)"
-        report.add("box outside", file=path, record_id=identity, message=message)
-        return None
-    if excess > _BORDER_TOLERANCE:
-        message = f"bbox {found} leaves its image of {width} x {height} by {excess:.2f} pixels"
-        report.add("box partly outside", file=path, record_id=identity, message=message)
-    return box
-
-
-def _read_segmentation(record: dict, width: int, height: int, path: Path, report: FaultReport) -> Segmentation | None:
-    """Returns polygons or run lengths, or None."""
-    identity, found = record["id"], record.get("segmentation")
-    if isinstance(found, dict):
-        try:
-            rle = parse_run_lengths(found)
-            if (rle.height, rle.width) != (height, width):
-                raise ValueError(f"mask of {rle.width} x {rle.height}, image of {width} x {height} (width x height)")
-        except ValueError as error:
-            report.add("bad mask", file=path, record_id=identity, message=str(error))
-            return None
-        return rle
-    polygons = []
-    for part in found if isinstance(found, list) else []:
-        usable = isinstance(part, np.ndarray) and part.ndim == 1 and part.size >= 6 and part.size % 2 == 0
-        if usable and np.isfinite(part).all():
-            polygons.append(part.reshape(-1, 2))
-        else:
-            what = (
-                f"{part.size} numbers, as {part.ravel()[:6].tolist()}"
-                if isinstance(part, np.ndarray)
-                else repr(part)[:60]
-            )
-            message = f"found {what}, expected finite x, y of at least three points"
-            report.add("bad polygon", file=path, record_id=identity, message=message)
-    if not polygons:
-        message = f"found {'no' if found is None else type(found).__name__} segmentation without a usable polygon"
-        report.add("empty segmentation", file=path, record_id=identity, message=message)
-        return None
-    return tuple(polygons)
-
-
-def _build_records(
-    images: dict[int, dict],
-    objects: dict[int, list[ObjectRecord]],
-    class_of: dict[int, int],
-    images_dir: Path,
-    path: Path,
-    report: FaultReport,
-    *,
-    check_files: bool,
-) -> list[ImageRecord]:
+def _find_files(content: Content, images_dir: FilePath, report: FaultReport, *, check_files: bool) -> FoundImages:
     finder = ImageFinder(images_dir, check_folder=check_files)
-    records = []
-    missing = []
-    for image_id, image in images.items():
-        found = finder.find(image)
-        if found is None and check_files:
-            missing.append(image_id)
-            message = f"looked for {', '.join(str(c) for c in finder.candidates(image))} in {images_dir}"
-            report.add("missing image", file=path, record_id=image_id, message=message)
+    path, class_of = content.path, content.class_of
+    positions, names = [], []
+    lists: tuple[list, list] = [], []
+    missing = 0
+    for position, image in enumerate(content.images):
+        name = finder.find(image)
+        if name is None and check_files:
+            missing += 1
+            report.add("missing image", file=path, record_id=image["id"], message=finder.where_looked(image))
             continue
-        lists = (
-            _class_list(image, key, class_of, path, report)
-            for key in ("neg_category_ids", "not_exhaustive_category_ids")
-        )
-        records.append(
-            ImageRecord(
-                image_id,
-                found or images_dir / finder.candidates(image)[0],
-                image["width"],
-                image["height"],
-                *lists,
-                pack_objects(objects.get(image_id, [])),
-            )
-        )
-    if not records:
+        positions.append(position)
+        names.append(str(name or finder.candidates(image)[0]))
+        for classes, key in zip(lists, ("neg_category_ids", "not_exhaustive_category_ids"), strict=True):
+            classes.append(_class_list(image, key, class_of, path, report))
+    if not names:
         raise AnnotationError(
-            f"none of the {len(missing)} images of {path} is in {images_dir}: is it the right folder?\n"
-            f"{report.summary()}"
+            f"none of the {missing} images of {path} is in {images_dir}: is it the right folder?\n{report.summary()}"
         )
-    return records
+    kept = [content.images[position] for position in positions]
+    return FoundImages(
+        folder=images_dir,
+        positions=np.array(positions, np.int64),
+        ids=np.array([image["id"] for image in kept], np.int64),
+        widths=np.array([image["width"] for image in kept], np.int32),
+        heights=np.array([image["height"] for image in kept], np.int32),
+        names=names,
+        neg_classes=lists[0],
+        not_exhaustive_classes=lists[1],
+    )
 
 
-def _class_list(image: dict, key: str, class_of: dict[int, int], path: Path, report: FaultReport) -> np.ndarray:
+def _class_list(image: dict, key: str, class_of: dict[int, int], path: FilePath, report: FaultReport) -> np.ndarray:
     """Returns a list of category ids of an image as classes, int32."""
     classes = []
     listed = image.get(key) or []
     for category_id in listed if isinstance(listed, list) else [listed]:
-        if _is_id(category_id) and category_id in class_of:
+        if is_id(category_id) and category_id in class_of:
             classes.append(class_of[category_id])
         else:
             message = f"{key} of this image names category {category_id!r}, which the file does not define"
@@ -297,19 +268,17 @@ def _class_list(image: dict, key: str, class_of: dict[int, int], path: Path, rep
     return np.array(classes, np.int32)
 
 
-def _finish_categories(listed: list[dict], objects: dict[int, list[ObjectRecord]]) -> list[Category]:
+def _finish_categories(listed: list[dict], objects: ObjectTable) -> list[Category]:
     """Adds counts and letters where the file has none."""
-    image_counts = np.zeros(len(listed), np.int64)
-    instance_counts = np.zeros(len(listed), np.int64)
-    for of_image in objects.values():
-        classes = np.array([o.class_index for o in of_image])
-        image_counts[np.unique(classes)] += 1
-        np.add.at(instance_counts, classes, 1)
+    image_of = np.repeat(np.arange(objects.offsets.size - 1), np.diff(objects.offsets))
+    pairs = np.unique(image_of * len(listed) + objects.classes)  # each class once an image
+    image_counts = np.bincount(pairs % len(listed), minlength=len(listed))
+    instance_counts = np.bincount(objects.classes, minlength=len(listed))
     categories = []
     for index, record in enumerate(listed):
         counts = [record.get("image_count"), record.get("instance_count")]
         own = [int(image_counts[index]), int(instance_counts[index])]
-        image_count, instance_count = (c if _is_id(c) and c >= 0 else o for c, o in zip(counts, own, strict=True))
+        image_count, instance_count = (c if is_id(c) and c >= 0 else o for c, o in zip(counts, own, strict=True))
         letter = record.get("frequency")
         categories.append(
             Category(

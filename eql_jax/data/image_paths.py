@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from urllib.parse import urlsplit
+
+from eql_jax.data.files import as_path, list_names
 
 
 class ImageFinder:
-    """Looks image records up below a folder. Each folder is listed once, not asked once per image."""
+    """Looks image records up below a folder, local or remote. Each folder is listed once, not asked once per image."""
 
-    def __init__(self, images_dir: str | Path, *, check_folder: bool = True):
+    def __init__(self, images_dir: str | os.PathLike, *, check_folder: bool = True):
         """Raises FileNotFoundError when check_folder and the folder does not exist."""
-        self.images_dir = Path(images_dir)
+        self.images_dir = as_path(images_dir)
         if check_folder and not self.images_dir.is_dir():
             raise FileNotFoundError(f"image folder {self.images_dir} does not exist or is no folder")
         self._listings: dict[str, frozenset[str]] = {}
@@ -35,17 +37,18 @@ class ImageFinder:
         inside = [name for name in names if not name.is_absolute() and ".." not in name.parts]
         return list(dict.fromkeys(inside))
 
-    def find(self, image: dict) -> Path | None:
-        """Returns the path of the first candidate that exists, or None."""
+    def find(self, image: dict) -> PurePosixPath | None:
+        """Returns the first candidate that exists, below the folder, or None."""
         for name in self.candidates(image):
             if name.name in self._listing(str(name.parent)):
-                return self.images_dir / name
+                return name
         return None
+
+    def where_looked(self, image: dict) -> str:
+        """What the message of a missing image says."""
+        return f"looked for {', '.join(map(str, self.candidates(image)))} in {self.images_dir}"
 
     def _listing(self, folder: str) -> frozenset[str]:
         if folder not in self._listings:
-            try:
-                self._listings[folder] = frozenset(os.listdir(self.images_dir / folder))
-            except OSError:
-                self._listings[folder] = frozenset()
+            self._listings[folder] = list_names(self.images_dir / folder)
         return self._listings[folder]

@@ -209,8 +209,9 @@ class Annotations:
 
     @functools.cached_property
     def index(self) -> ImageIndex:
-        """What samplers and buckets go by. Sources that read records late have it stored."""
-        return ImageIndex.of(self.images)
+        """What samplers and buckets go by. Sequences that make records late know it without them."""
+        stored = getattr(self.images, "image_index", None)
+        return ImageIndex.of(self.images) if stored is None else stored
 
     @property
     def num_classes(self) -> int:

@@ -78,7 +78,7 @@ class Segmentations(Sequence):
         height, width = sizes.pop() if sizes else (0, 0)
         return cls(
             Packed(
-                coordinates=_pack_numbers(np.concatenate(flat).ravel() if flat else np.zeros(0)),
+                coordinates=pack_numbers(np.concatenate(flat).ravel() if flat else np.zeros(0)),
                 points=np.array([len(polygon) for polygon in flat], np.int32),
                 polygons=np.array([len(polygons) for polygons in parts], np.int32),
                 runs=np.concatenate([rle.counts for rle in rles]).astype(np.int32) if rles else np.zeros(0, np.int32),
@@ -131,7 +131,7 @@ def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
 
 
-def _pack_numbers(numbers: np.ndarray) -> np.ndarray:
+def pack_numbers(numbers: np.ndarray) -> np.ndarray:
     """As int32 hundredths where these give every number back to the last bit, else unchanged (float64)."""
     scaled = np.rint(numbers * _PARTS_PER_PIXEL)
     if np.abs(scaled).max(initial=0) < 2**31:
