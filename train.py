@@ -111,6 +111,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             iterators.append(
                 make_train_iterator(data.train, config, start_step=start_step, host=host, num_hosts=num_hosts)
             )
+            LOG.info("sampling (%s): %s", config.data.sampler, iterators[-1].sampler.describe())
             return iterators[-1]
 
         with MetricWriter(workdir, config, start_step=int(state.step), enabled=host == 0) as writer:

@@ -1,0 +1,107 @@
+"""The page that shows a training set: its numbers, its pictures, its charts."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eql_jax.data.browse import browse, draw_row, parse_arguments
+from eql_jax.data.categories import ClassStatistics
+from eql_jax.visualize.charts import class_histogram, tail_ratio_chart
+from tests.data.conftest import make_content
+
+
+@pytest.fixture
+def page(write_dataset, tmp_path):
+    content = make_content([(96, 64), (64, 96), (90, 60), (96, 64), (90, 60), (96, 64)], objects_per_image=3)
+    content["categories"][0]["name"] = "<b>shape & co</b>"
+    paths = write_dataset(content)
+    words = [
+        "--config=configs/custom.py",
+        f"--out={tmp_path / 'page'}",
+        "--steps=2",
+        "--start_step=3",
+        "--lambda=0.7",
+        f"--config.data.train_annotations={paths.json}",
+        f"--config.data.train_images={paths.images}",
+        "--config.data.buckets=((64,96),(96,64))",
+        "--config.data.shorter_side=(48,64)",
+        "--config.data.longest_side=96",
+        "--config.train.batch_size=2",
+    ]
+    path = browse(*parse_arguments(words))
+    return content, path.read_text(encoding="utf-8")
+
+
+def test_page(page):
+    content, text = page
+    assert "Batch of step 3: 2 images" in text and "Batch of step 4: 2 images" in text
+    assert "images trained on</td><td style='text-align:left'>6 of 6" in text
+    assert "<b>shape" not in text and "&lt;b&gt;shape &amp; co&lt;/b&gt;" in text
+    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
+    assert len(pictures) == 4
+    for encoded in pictures:
+        assert Image.open(io.BytesIO(base64.b64decode(encoded))).size in ((640, 427), (427, 640))
+
+    # The tail, counted here from the JSON.
+    images_of = {
+        c["id"]: {a["image_id"] for a in content["annotations"] if a["category_id"] == c["id"]}
+        for c in content["categories"]
+    }
+    counts = np.array([len(images) for images in images_of.values()])
+    tail = counts / 6 < 0.7
+    assert f"{tail.sum()} of 3 classes are in fewer than 0.7 of 6 images" in text
+    assert f"tail ratio {100 * counts[tail].sum() / counts.sum():.2f} %" in text
+    for probability in re.findall(r"sampling probability ([0-9.e-]+)", text):
+        assert float(probability) == pytest.approx(1 / 6, rel=1e-2)  # all classes are in more than 1 % of the images
+
+
+def test_an_object_is_drawn_where_it_is():
+    """A white square on black: its pixels, and only they, are tinted in the colour of its class."""
+    image = np.zeros((1, 640, 640, 3), np.uint8)
+    image[0, 200:400, 100:500] = 255
+    mask = np.ones((1, 1, 28, 28), np.uint8)
+    batch = {
+        "image": image,
+        "gt_boxes": np.array([[[100, 200, 500, 400]]], np.float32),
+        "gt_classes": np.array([[0]], np.int32),
+        "gt_ignore": np.zeros((1, 1), bool),
+        "gt_masks": mask,
+    }
+    statistics = ClassStatistics(("square",), ("r",), np.array([1]), np.array([1]), 1, np.array([5]))
+    drawn = np.asarray(draw_row(batch, 0, statistics, np.array([5])))
+    inside, outside = drawn[230:370, 130:470], drawn[450:, :]
+    assert (outside == 0).all()
+    assert len(np.unique(inside.reshape(-1, 3), axis=0)) == 1 and (inside[0, 0] != 255).any()
+
+
+def test_histogram_has_a_bar_for_every_class():
+    counts = np.array([5, 1000, 60, 0])
+    svg = class_histogram(["a", "b", "c", "d<"], "rfcr", counts, tail=np.array([True, False, True, True]))
+    titles = re.findall(r"<title>(.*?)</title>", svg)
+    assert titles == [
+        "b (f): 1,000 images",
+        "c (c): 60 images, tail",
+        "a (r): 5 images, tail",
+        "d&lt; (r): 0 images, tail",
+    ]
+    heights = [float(h) for h in re.findall(r'height="([0-9.]+)" fill="#', svg)]
+    assert heights == sorted(heights, reverse=True) and heights[-1] == 0
+    # Equal factors are equal steps: 1000 to 60 against the axis of 1 .. 10,000 from half an image on.
+    assert (heights[0] - heights[1]) / heights[0] == pytest.approx(np.log(1000 / 60) / np.log(2000), rel=0.01)
+
+
+def test_tail_ratio_chart_marks_the_threshold():
+    svg = tail_ratio_chart(np.geomspace(1e-4, 1, 9), np.linspace(0, 1, 9), threshold=1e-2, ratio=0.5)
+    assert "lambda 0.01: tail ratio 50.00 %" in svg
+    x, y = map(float, re.search(r'<circle cx="([0-9.]+)" cy="([0-9.]+)"', svg).groups())
+    assert x == pytest.approx(64 + (1120 - 80) / 2, abs=0.1) and y == pytest.approx((34 + 300) / 2, abs=0.1)
+
+
+def test_arguments():
+    for words in (["--steps=-1"], ["--lambda=2"]):
+        with pytest.raises(SystemExit):
+            parse_arguments(["--config=c.py", "--out=x", *words])
