@@ -60,7 +60,7 @@ def load_annotations(
     path, images_dir = as_path(path), as_path(images_dir)
     report = FaultReport(strict=strict)
     content = read_content(path, report, require_annotations=require_annotations)
-    records = _find_files(content, images_dir, report, check_files=check_files)
+    records = find_files(content, images_dir, report, check_files=check_files)
     return Annotations(
         categories=content.categories,
         class_ids=np.array([category.id for category in content.categories], np.int64),
@@ -186,6 +186,12 @@ class FoundImages(NamedTuple):
     neg_classes: list[np.ndarray]
     not_exhaustive_classes: list[np.ndarray]
 
+    def select(self, chosen: np.ndarray) -> FoundImages:
+        """Some of them, by their position here."""
+        arrays = {key: getattr(self, key)[chosen] for key in ("positions", "ids", "widths", "heights")}
+        keys = ("names", "neg_classes", "not_exhaustive_classes")
+        return self._replace(**arrays, **{key: [getattr(self, key)[i] for i in chosen] for key in keys})
+
 
 class JsonImages(Sequence[ImageRecord]):
     """The records of an annotation file, each made when it is asked for. Safe from any thread."""
@@ -222,7 +228,8 @@ class JsonImages(Sequence[ImageRecord]):
         return everything.select(f.positions)._replace(ids=f.ids, heights=f.heights, widths=f.widths)
 
 
-def _find_files(content: Content, images_dir: FilePath, report: FaultReport, *, check_files: bool) -> FoundImages:
+def find_files(content: Content, images_dir: FilePath, report: FaultReport, *, check_files: bool = True) -> FoundImages:
+    """Looks for the images' files; see `load_annotations`. Raises AnnotationError where there is none at all."""
     finder = ImageFinder(images_dir, check_folder=check_files)
     path, class_of = content.path, content.class_of
     positions, names = [], []

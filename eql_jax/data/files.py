@@ -5,10 +5,12 @@ Nothing of `etils` is imported before the first remote path: it would take half 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from etils import epath
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     FilePath = Path | epath.Path
 else:
     FilePath = Path
+
+PARTIAL = ".partial"
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 
@@ -42,6 +46,45 @@ def as_path(path: str | os.PathLike) -> FilePath:
     return epath.Path(path)
 
 
+def file_size(path: FilePath) -> int | None:
+    """Bytes of a file, None where there is none."""
+    try:
+        return path.stat().st_size if isinstance(path, Path) else path.stat().length
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        if _not_found(error):
+            return None
+        raise
+
+
+@contextlib.contextmanager
+def write_whole(path: FilePath) -> Iterator[IO[bytes]]:
+    """Opens a file for writing bytes; under its name there is all of it or what was there before, never a part.
+
+    A local file is written beside its place, under the name with `PARTIAL` at its end, and renamed when it is on disk.
+    In a bucket a file comes into being when it is closed.
+    """
+    if not isinstance(path, Path):
+        with path.open("wb") as stream:
+            yield stream
+        return
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _not_found(error: Exception) -> bool:
+    return type(error).__name__ == "NotFoundError"  # of TensorFlow's file system, which is not imported here
+
+
 def list_names(folder: FilePath) -> frozenset[str]:
     """Names of the files in a folder; none where it does not exist."""
     try:
@@ -51,6 +94,6 @@ def list_names(folder: FilePath) -> frozenset[str]:
     except OSError:
         return frozenset()
     except Exception as error:
-        if type(error).__name__ == "NotFoundError":  # of TensorFlow's file system, which is not imported here
+        if _not_found(error):
             return frozenset()
         raise

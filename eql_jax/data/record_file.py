@@ -75,7 +75,7 @@ def read_record(path: FilePath, span: Span) -> bytes:
 
     Raises:
       RecordError: the record is damaged.
-      OSError: the file cannot be read.
+      OSError: the file cannot be read, locally or remotely.
     """
     return unframe(read_range(path, span.offset, span.length + OVERHEAD), span)
 
@@ -97,9 +97,12 @@ def unframe(framed: bytes, span: Span) -> bytes:
 def read_range(path: FilePath, offset: int, length: int) -> bytes:
     """Reads bytes of a file, fewer where it ends before."""
     if not isinstance(path, Path):
-        with path.open("rb") as stream:
-            stream.seek(offset)
-            return stream.read(length)
+        try:
+            with path.open("rb") as stream:
+                stream.seek(offset)
+                return stream.read(length)
+        except Exception as error:  # each file system has errors of its own
+            raise OSError(f"{path}: {type(error).__name__}: {error}") from error
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return _read_fully(descriptor, offset, length)

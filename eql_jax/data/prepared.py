@@ -1,0 +1,191 @@
+"""Reads what `python -m eql_jax.data.prepare` made: sharded records of images with their objects, at any position.
+
+    annotations = load_prepared("lvis_v1_train_prepared")
+    annotations.images[17]  # one read of a shard, checked against its checksum
+
+The folder, local or in a bucket, holds
+
+| file | what |
+| --- | --- |
+| NAME-00000-of-00196.tfrecord .. | records (`record_format`), in the order of the annotation file |
+| index.json | source, shards with sizes and checksums, classes and their statistics, what was dropped |
+| index.npz | ids, sizes, classes of all images, and where each record is |
+| annotations.json.gz | the annotation file itself, for the official evaluation |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eql_jax.data.files import FilePath, as_path
+from eql_jax.data.images import ImageError
+from eql_jax.data.record_file import RecordError, Span, read_record
+from eql_jax.data.record_format import decode_record
+from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord
+from eql_jax.data.validation import AnnotationError, Fault, FaultReport
+
+FORMAT = "eql_jax prepared data set"
+VERSION = 1
+INDEX_JSON = "index.json"
+INDEX_NPZ = "index.npz"
+ANNOTATIONS = "annotations.json.gz"
+JOURNAL = "journal"  # folder, there while a data set is being prepared
+
+REMAKE = "prepare it anew, into an empty folder"
+
+
+class RecordPlaces(NamedTuple):
+    """Where the records of N images are.
+
+    Attributes:
+      shard: int32 [N], number of the shard.
+      offset, length: int64 [N], see `record_file.Span`.
+    """
+
+    shard: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+
+    def span(self, i: int) -> Span:
+        """That of image i, in its shard."""
+        return Span(int(self.offset[i]), int(self.length[i]))
+
+
+class Index(NamedTuple):
+    """The index of a prepared data set: the contents of index.json, and the arrays of index.npz."""
+
+    info: dict[str, Any]
+    images: ImageIndex
+    places: RecordPlaces
+
+
+def is_prepared(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a prepared data set, or one that is being prepared."""
+    folder = as_path(folder)
+    return (folder / INDEX_JSON).exists() or (folder / JOURNAL).exists()
+
+
+def load_prepared(folder: str | os.PathLike, *, strict: bool = False) -> Annotations:
+    """Opens a prepared data set; only its index is read now. Its records equal those of the JSON it was made from.
+
+    Of a damaged record, `annotations.images[i]` raises `ImageError` that names shard and record; training then takes
+    another image and reports it.
+
+    Args:
+      folder: local or remote.
+      strict: raise where faulty records were left out when it was prepared.
+
+    Raises:
+      FileNotFoundError: the folder or its index does not exist.
+      AnnotationError: the folder is unfinished, or its index is damaged or of another version; in strict mode, faults.
+    """
+    folder = as_path(folder)
+    index = read_index(folder)
+    report = restore_report(index.info["dropped"])
+    if strict and report.total:
+        raise AnnotationError(
+            f"{folder}: faulty records were left out when it was prepared:\n{report.summary()}\n"
+            "(data.strict is on: with data.strict=False such a data set is used.)"
+        )
+    categories = [Category(**category) for category in index.info["categories"]]
+    return Annotations(
+        categories=categories,
+        class_ids=np.array([category.id for category in categories], np.int64),
+        images=PreparedImages(folder, index),
+        report=report,
+        raw=folder / ANNOTATIONS,
+    )
+
+
+class PreparedImages(Sequence[ImageRecord]):
+    """The records of a prepared data set, each read when it is asked for. Safe from any thread; no file stays open."""
+
+    def __init__(self, folder: FilePath, index: Index):
+        self._shards = [folder / shard["file"] for shard in index.info["shards"]]
+        self._images_dir = as_path(index.info["source"]["images_dir"])
+        self._places = index.places
+        self.image_index = index.images
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return self.image_index.ids.size
+
+    def __getitem__(self, i: int | slice) -> ImageRecord | list[ImageRecord]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        i = range(len(self))[i]
+        shard = self._shards[self._places.shard[i]]
+        for attempt in (1, 2):  # again, because a network gives bad answers at times
+            try:
+                record = decode_record(read_record(shard, self._places.span(i)), self._images_dir)
+                if record.id != self.image_index.ids[i]:
+                    raise RecordError(f"it holds image {record.id}, expected {self.image_index.ids[i]}")
+                return record
+            except (RecordError, OSError) as error:
+                if attempt == 2:
+                    number = i - int(np.searchsorted(self._places.shard, self._places.shard[i]))
+                    raise ImageError(
+                        "unreadable image",
+                        f"record {number} of this shard cannot be read: {error}. "
+                        f"For all damage: python -m eql_jax.data.prepare --verify {self._folder}",
+                        file=shard,
+                    ) from error
+
+
+def read_index(folder: FilePath) -> Index:
+    """Reads and checks the index of a prepared data set. Raises as `load_prepared`."""
+    path = folder / INDEX_JSON
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        if (folder / JOURNAL).exists():
+            raise AnnotationError(f"{folder} is not fully prepared: run the command that began it again") from error
+        raise FileNotFoundError(f"{folder} holds no prepared data set: there is no {INDEX_JSON}") from error
+    info = parse_info(raw, path)
+    path = folder / INDEX_NPZ
+    try:
+        with np.load(BytesIO(path.read_bytes())) as stored:
+            arrays = {key: stored[key] for key in (*ImageIndex._fields, *RecordPlaces._fields)}
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise AnnotationError(f"{path} cannot be read: {type(error).__name__}: {error}: {REMAKE}") from error
+    if arrays["ids"].size != info["images"]:
+        raise AnnotationError(f"{path} has {arrays['ids'].size} images, {INDEX_JSON} says {info['images']}: {REMAKE}")
+    return Index(
+        info,
+        ImageIndex(**{key: arrays[key] for key in ImageIndex._fields}),
+        RecordPlaces(**{key: arrays[key] for key in RecordPlaces._fields}),
+    )
+
+
+def parse_info(raw: bytes, path: FilePath) -> dict[str, Any]:
+    """The contents of index.json. Raises AnnotationError where they are damaged or of another version."""
+    try:
+        info = json.loads(raw)
+        found = info["format"], info["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AnnotationError(f"{path} is no index of a prepared data set, or damaged: {error!r}: {REMAKE}") from error
+    if found != (FORMAT, VERSION):
+        raise AnnotationError(f"{path} is {found[0]!r} of version {found[1]}, expected version {VERSION}: {REMAKE}")
+    return info
+
+
+def store_report(report: FaultReport) -> dict[str, Any]:
+    """A report as index.json has it."""
+    examples = {kind: [fault._asdict() for fault in faults] for kind, faults in report.examples.items()}
+    return {"counts": report.counts, "examples": examples, "notes": report.notes}
+
+
+def restore_report(stored: dict[str, Any]) -> FaultReport:
+    """The report of `store_report`."""
+    report = FaultReport()
+    report.counts.update(stored["counts"])
+    report.examples.update({kind: [Fault(**fault) for fault in faults] for kind, faults in stored["examples"].items()})
+    report.notes.update(stored["notes"])
+    return report
