@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
         300  # padding of ground truth; images with more keep the largest and are counted in the summary
     )
     c.data.mask_size = 112  # side of the box-cropped ground-truth masks
-    c.data.workers = 0  # parallel maps of tf.data; 0: as many as there are cores
+    c.data.workers = 0  # threads that make rows of batches; 0: as many as there are cores
     c.data.prefetch = 2  # batches in flight on the host, and as many on the device
 
     # ---------------------------------------------------------------- model

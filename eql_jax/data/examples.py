@@ -1,4 +1,4 @@
-"""One image of a batch: decoded, augmented, padded, with its ground truth.
+"""The rows of a batch, each an image: decoded, augmented, padded, with its ground truth.
 
 H W bucket size, G padded objects, K classes, M side of the cropped masks.
 """
@@ -16,19 +16,11 @@ from eql_jax.data.images import ImageError
 from eql_jax.data.photometric import ColourChanges, change_colours
 from eql_jax.data.placement import Placed, place_objects
 from eql_jax.data.records import ImageRecord
-from eql_jax.data.render import canvas_pixels
+from eql_jax.data.render import draw_on_canvas
 from eql_jax.data.transforms import Size
 from eql_jax.data.views import View, resized_view
 
-# Types of the arrays, in the order of the batch.
-EVAL_DTYPES = {"image": "uint8", "image_size": "int32", "original_size": "int32", "image_id": "int64"}
-TRAIN_DTYPES = EVAL_DTYPES | {
-    "gt_boxes": "float32",
-    "gt_classes": "int32",
-    "gt_ignore": "bool",
-    "gt_masks": "uint8",
-    "verified_classes": "bool",
-}
+Row = dict[str, np.ndarray]
 
 
 class ExampleShape(NamedTuple):
@@ -39,79 +31,112 @@ class ExampleShape(NamedTuple):
     num_classes: int
 
 
-def eval_example(record: ImageRecord, *, bucket: Size, shorter_side: int, longest_side: int) -> dict[str, np.ndarray]:
-    """Reads and resizes an image for evaluation or prediction.
+def empty_batch(rows: int, *, bucket: Size, shape: ExampleShape | None = None) -> Row:
+    """The arrays of a batch before anything is in them: see `pipeline`. Memory that nothing is written to is not used.
 
-    Returns:
-      image uint8 [H, W, 3], image_size int32 [2], original_size int32 [2] (both height, width), image_id int64 [].
+    Args:
+      rows: B.
+      bucket: size of the padded images.
+      shape: of the ground truth; None: a batch for evaluation, without.
+    """
+    batch = {
+        "image": np.zeros((rows, *bucket, 3), np.uint8),
+        "image_size": np.zeros((rows, 2), np.int32),
+        "original_size": np.zeros((rows, 2), np.int32),
+        "image_id": np.zeros(rows, np.int64),
+    }
+    if shape is not None:
+        batch |= {
+            "gt_boxes": np.zeros((rows, shape.max_objects, 4), np.float32),
+            "gt_classes": np.full((rows, shape.max_objects), -1, np.int32),
+            "gt_ignore": np.zeros((rows, shape.max_objects), bool),
+            "gt_masks": np.zeros((rows, shape.max_objects, shape.mask_size, shape.mask_size), np.uint8),
+            "verified_classes": np.zeros((rows, shape.num_classes), bool),
+        }
+    return batch
+
+
+def row_of(batch: Row, i: int) -> Row:
+    """Row i of a batch, as views that can be written to."""
+    return {key: values[i, ...] for key, values in batch.items()}
+
+
+def fill_eval_row(row: Row, record: ImageRecord, *, shorter_side: int, longest_side: int) -> None:
+    """Reads and resizes an image for evaluation or prediction, into a row of an empty batch.
 
     Raises:
-      ImageError: the file cannot be used.
+      ImageError: the file cannot be used; nothing was written.
     """
-    source = Size(record.height, record.width)
+    source, bucket = Size(record.height, record.width), Size(*row["image"].shape[:2])
     view = resized_view(source, canvas=bucket, shorter_side=shorter_side, longest_side=longest_side, flip=False)
-    return _image(record, view, canvas_pixels(record, view, fast=False))
+    draw_on_canvas(row["image"], record, view, fast=False)
+    _fill_sizes(row, record, view)
 
 
-def train_example(
+def fill_padding_row(row: Row) -> None:
+    """A row of an evaluation batch without an image: image_id -1, sizes those of the bucket (so never 0)."""
+    row["image_size"][:] = row["original_size"][:] = row["image"].shape[:2]
+    row["image_id"][...] = -1
+
+
+def fill_train_row(
+    row: Row,
     record: ImageRecord,
     *,
     view: View,
-    shape: ExampleShape,
     fast: bool = False,
     pastes: Sequence[Paste] = (),
     on_paste_error: Callable[[Paste, ImageError], None] | None = None,
     colours: ColourChanges = (),
-) -> dict[str, np.ndarray]:
-    """Makes a training example: the image in a view, what is pasted into it, and the ground truth of both.
+) -> None:
+    """Makes a training example in a row of an empty batch: the image in a view, what is pasted into it, and the ground
+    truth of both.
 
     Objects that the canvas cuts off are dropped, see `placement.place_objects`; those that others cover, see
     `copy_paste`. Of more than G objects those with the largest boxes are kept. They are in the file's order, then come
     the pasted ones in the order of pasting.
 
     Args:
+      row: of an empty batch whose bucket is the view's canvas.
       record: the image.
       view: how it lies on the canvas.
-      shape: padded sizes.
       fast: how pixels are decoded and resized, see `render`.
       pastes: see `copy_paste.paste_objects`.
       on_paste_error: told of a paste whose file cannot be used, and is left out; None: the error is raised.
       colours: see `photometric.change_colours`; done last.
 
-    Returns:
-      As `eval_example`, and gt_boxes float32 [G, 4], gt_classes int32 [G] (-1 padding), gt_ignore bool [G], gt_masks
-      uint8 [G, M, M] and verified_classes bool [K] (annotated, pasted or verified absent in this image).
-
     Raises:
-      ImageError: the file cannot be used.
+      ImageError: the file cannot be used; nothing was written.
     """
-    canvas = canvas_pixels(record, view, fast=fast)
+    canvas = row["image"]
+    draw_on_canvas(canvas, record, view, fast=fast)
+    _fill_sizes(row, record, view)
     layers = [place_objects(record.objects, view)]
     owners = None
     if pastes:
-        pasted = paste_objects(canvas, layers[0], pastes, fast=fast, on_error=on_paste_error or _raise)
-        layers, owners = pasted
+        layers, owners = paste_objects(canvas, layers[0], pastes, fast=fast, on_error=on_paste_error or _raise)
     if colours:
         top, left, height, width = view.window
         change_colours(canvas[top : top + height, left : left + width], colours)
-
-    verified = np.zeros(shape.num_classes, bool)
-    verified[record.objects.classes] = True
-    verified[record.neg_classes] = True
+    row["verified_classes"][record.objects.classes] = True
+    row["verified_classes"][record.neg_classes] = True
     for layer in layers[1:]:
-        verified[layer.objects.classes[layer.indices]] = True
-    example = _image(record, view, canvas) | _ground_truth(layers, owners, shape)
-    return example | {"verified_classes": verified}
+        row["verified_classes"][layer.objects.classes[layer.indices]] = True
+    _fill_ground_truth(row, layers, owners)
 
 
-def padding_example(*, bucket: Size) -> dict[str, np.ndarray]:
-    """A row of an evaluation batch without an image: zeros, image_id -1, sizes those of the bucket (so never 0)."""
-    return {
-        "image": np.zeros((*bucket, 3), np.uint8),
-        "image_size": np.array(bucket, np.int32),
-        "original_size": np.array(bucket, np.int32),
-        "image_id": np.array(-1, np.int64),
-    }
+def eval_example(record: ImageRecord, *, bucket: Size, shorter_side: int, longest_side: int) -> Row:
+    """A row filled by `fill_eval_row`."""
+    row = row_of(empty_batch(1, bucket=bucket), 0)
+    fill_eval_row(row, record, shorter_side=shorter_side, longest_side=longest_side)
+    return row
+
+
+def train_example(record: ImageRecord, *, view: View, shape: ExampleShape, **kwargs) -> Row:
+    """A row filled by `fill_train_row`, whose other arguments it takes."""
+    row = row_of(empty_batch(1, bucket=view.canvas, shape=shape), 0)
+    fill_train_row(row, record, view=view, **kwargs)
+    return row
 
 
 def largest_objects(boxes: np.ndarray, max_objects: int) -> np.ndarray:
@@ -122,41 +147,34 @@ def largest_objects(boxes: np.ndarray, max_objects: int) -> np.ndarray:
     return np.sort(np.argsort(-areas, kind="stable")[:max_objects])
 
 
-def _ground_truth(layers: Sequence[Placed], owners: np.ndarray | None, shape: ExampleShape) -> dict[str, np.ndarray]:
+def _fill_ground_truth(row: Row, layers: Sequence[Placed], owners: np.ndarray | None) -> None:
     """The padded arrays of the objects of all layers."""
-    boxes = np.zeros((shape.max_objects, 4), np.float32)
-    classes = np.full(shape.max_objects, -1, np.int32)
-    ignore = np.zeros(shape.max_objects, bool)
-    masks = np.zeros((shape.max_objects, shape.mask_size, shape.mask_size), np.uint8)
-    chosen = largest_objects(np.concatenate([layer.boxes for layer in layers]), shape.max_objects)
-    first, row = 0, 0
+    max_objects, mask_size = row["gt_masks"].shape[:2]
+    chosen = largest_objects(np.concatenate([layer.boxes for layer in layers]), max_objects)
+    first, start = 0, 0
     for number, layer in enumerate(layers):
         mine = layer.select(chosen[(chosen >= first) & (chosen < first + len(layer.boxes))] - first)
-        rows = slice(row, row + len(mine.boxes))
-        boxes[rows] = mine.boxes
-        classes[rows] = layer.objects.classes[mine.indices]
-        ignore[rows] = layer.objects.ignore[mine.indices]
+        to = slice(start, start + len(mine.boxes))
+        row["gt_boxes"][to] = mine.boxes
+        row["gt_classes"][to] = layer.objects.classes[mine.indices]
+        row["gt_ignore"][to] = layer.objects.ignore[mine.indices]
         # Box and mask scale together, so the crops are taken in the pixels of the file.
-        masks[rows] = crop_masks(
+        row["gt_masks"][to] = crop_masks(
             layer.objects.segmentations,
             mine.indices,
             mine.file_boxes(),
-            mask_size=shape.mask_size,
+            mask_size=mask_size,
             mirror=layer.view.flip,
         )
         if owners is not None:
-            hide_covered(masks[rows], mine.boxes, owners, number)
-        first, row = first + len(layer.boxes), rows.stop
-    return {"gt_boxes": boxes, "gt_classes": classes, "gt_ignore": ignore, "gt_masks": masks}
+            hide_covered(row["gt_masks"][to], mine.boxes, owners, number)
+        first, start = first + len(layer.boxes), to.stop
 
 
-def _image(record: ImageRecord, view: View, canvas: np.ndarray) -> dict[str, np.ndarray]:
-    return {
-        "image": canvas,
-        "image_size": np.array([view.window.height, view.window.width], np.int32),
-        "original_size": np.array(view.source, np.int32),
-        "image_id": np.array(record.id, np.int64),
-    }
+def _fill_sizes(row: Row, record: ImageRecord, view: View) -> None:
+    row["image_size"][:] = view.window.height, view.window.width
+    row["original_size"][:] = view.source
+    row["image_id"][...] = record.id
 
 
 def _raise(paste: Paste, error: ImageError) -> None:

@@ -4,7 +4,7 @@ H W image size. Images are uint8 [H, W, 3] RGB.
 
 Pillow and not tf.image: the bilinear filter with antialias of both differs by up to 1 in 14 % of the values, Pillow's
 is the one published numbers rest on, and it takes half the processor time (13 against 22 ms from 640x480 to 1067x800).
-Pillow releases the interpreter lock while it decodes and resizes, so tf.data's threads run it in parallel.
+Pillow releases the interpreter lock while it decodes and resizes, so threads run it in parallel.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ same global batch.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,9 +31,9 @@ from ml_collections import ConfigDict
 
 from eql_jax.data.augment import COLOURS, draw_view, read_recipe
 from eql_jax.data.buckets import BucketChoice, choose_bucket, parse_buckets
-from eql_jax.data.examples import EVAL_DTYPES, TRAIN_DTYPES, ExampleShape, eval_example, padding_example, train_example
+from eql_jax.data.examples import ExampleShape, Row, empty_batch, fill_eval_row, fill_padding_row, fill_train_row
 from eql_jax.data.images import ImageError, read_size
-from eql_jax.data.parallel import tf_batches, threaded_batches
+from eql_jax.data.parallel import available_cores, filled_batches
 from eql_jax.data.paste_draws import PasteDraws
 from eql_jax.data.photometric import draw_photometric
 from eql_jax.data.records import Annotations, ImageIndex, ImageRecord, RecordsById, empty_objects, evenly_spaced
@@ -106,13 +105,13 @@ class TrainIterator(Iterator[Batch]):
         self._pastes = PasteDraws(annotations, self.images, self.index, recipe=self._recipe, seed=config.seed)
         self._bad: set[int] = set()
         self._bad_lock = threading.Lock()
-        self._batches = tf_batches(
-            self._load_row,
-            dtypes=TRAIN_DTYPES,
-            first=start_step * self._rows,
+        self._batches = filled_batches(
+            self._new_batch,
+            self._fill_row,
+            first=start_step,
             count=None,
             rows_per_batch=self._rows,
-            workers=data.workers or os.cpu_count() or 1,
+            workers=data.workers or available_cores(),
             prefetch=data.prefetch,
         )
 
@@ -164,7 +163,11 @@ class TrainIterator(Iterator[Batch]):
             return {"probabilities": class_aware_probabilities(classes, offsets, num_classes=num_classes)}
         raise ValueError(f"data.sampler is {name!r}, expected 'uniform', 'repeat_factor' or 'class_aware'")
 
-    def _load_row(self, position: int) -> Batch:
+    def _new_batch(self, step: int) -> Batch:
+        bucket = self._buckets[self.sampler.batch(step).bucket]
+        return empty_batch(self._rows, bucket=bucket, shape=self._shape)
+
+    def _fill_row(self, position: int, out: Row) -> None:
         """Makes row position % B of the batch of step position // B."""
         step, row = divmod(position, self._rows)
         plan = self.sampler.batch(step)
@@ -185,19 +188,23 @@ class TrainIterator(Iterator[Batch]):
             view = draw_view(
                 random_stream(*draws), self._recipe, Size(record.height, record.width), self._buckets[plan.bucket]
             )
+            colours = ()
+            if any(self._recipe.colours):
+                colours = draw_photometric(random_stream(*draws, COLOURS), self._recipe.colours)
             pastes = self._pastes.draw(
                 step=step, row=row, image_id=record.id, view=view, batch=plan.indices, on_error=self._mark_bad
             )
             try:
-                return train_example(
+                fill_train_row(
+                    out,
                     record,
                     view=view,
-                    shape=self._shape,
                     fast=self._recipe.fast_pixels,
                     pastes=pastes,
                     on_paste_error=lambda paste, error: self._mark_bad(paste.index, error),
-                    colours=draw_photometric(random_stream(*draws, COLOURS), self._recipe.colours),
+                    colours=colours,
                 )
+                return
             except ImageError as error:
                 self._mark_bad(index, error)
         raise AnnotationError(
@@ -238,14 +245,13 @@ def make_eval_batches(
         host=host,
         num_hosts=num_hosts,
         report=FaultReport(strict=config.data.strict),
-        use_tensorflow=True,
     )
 
 
 def make_prediction_batches(
     images: Sequence[str | Path | ImageRecord], config: ConfigDict, *, batch_size: int
 ) -> EvalBatches:
-    """Returns batches to predict on. Needs no TensorFlow. Unreadable images are skipped: see `EvalBatches.skipped`.
+    """Returns batches to predict on. Unreadable images are skipped: see `EvalBatches.skipped`.
 
     Args:
       images: paths (their image ids are 1, 2, ... in order), or records, such as those of
@@ -282,7 +288,6 @@ def make_prediction_batches(
         host=0,
         num_hosts=1,
         report=report,
-        use_tensorflow=False,
     )
     batches.skipped += skipped
     return batches
@@ -311,7 +316,6 @@ class EvalBatches:
         host: int,
         num_hosts: int,
         report: FaultReport,
-        use_tensorflow: bool,
     ):
         data = config.data
         self.report = report
@@ -322,9 +326,8 @@ class EvalBatches:
         self._shorter_side = data.eval_shorter_side
         self._longest_side = data.longest_side
         self._buckets = parse_buckets(data.buckets)
-        self._workers = data.workers or os.cpu_count() or 1
+        self._workers = data.workers or available_cores()
         self._prefetch = data.prefetch
-        self._use_tensorflow = use_tensorflow
         self._images = images
         self._positions = positions
         self._ids = index.ids
@@ -347,12 +350,11 @@ class EvalBatches:
         return len(self._batch_rows)
 
     def __iter__(self) -> Iterator[Batch]:
-        make = tf_batches if self._use_tensorflow else threaded_batches
-        return make(
-            self._load_row,
-            dtypes=EVAL_DTYPES,
+        return filled_batches(
+            self._new_batch,
+            self._fill_row,
             first=0,
-            count=len(self) * self._rows,
+            count=len(self),
             rows_per_batch=self._rows,
             workers=self._workers,
             prefetch=self._prefetch,
@@ -366,21 +368,24 @@ class EvalBatches:
             self.skipped.append(SkippedImage(error.file, f"{error.kind}: {error}"))
         self.report.add(error.kind, file=error.file, record_id=image_id, message=str(error))
 
-    def _load_row(self, position: int) -> Batch:
+    def _new_batch(self, number: int) -> Batch:
+        return empty_batch(self._rows, bucket=self._buckets[self._batch_buckets[number]])
+
+    def _fill_row(self, position: int, out: Row) -> None:
         batch, row = divmod(position, self._rows)
         index = int(self._batch_rows[batch][row])
-        bucket = self._buckets[self._batch_buckets[batch]]
         if index >= 0:
             try:
-                return eval_example(
+                fill_eval_row(
+                    out,
                     self._images[self._positions[index]],
-                    bucket=bucket,
                     shorter_side=self._shorter_side,
                     longest_side=self._longest_side,
                 )
+                return
             except ImageError as error:
                 self._skip(int(self._ids[index]), error)
-        return padding_example(bucket=bucket)
+        fill_padding_row(out)
 
 
 def _rows_per_host(batch_size: int, host: int, num_hosts: int, name: str) -> int:

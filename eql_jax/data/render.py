@@ -22,18 +22,16 @@ from eql_jax.data.records import ImageRecord
 from eql_jax.data.views import View, Window
 
 
-def canvas_pixels(record: ImageRecord, view: View, *, fast: bool) -> np.ndarray:
-    """Returns the view on its canvas, uint8 [canvas height, canvas width, 3], zeros where the image does not reach.
+def draw_on_canvas(canvas: np.ndarray, record: ImageRecord, view: View, *, fast: bool) -> None:
+    """Writes what the view shows to its canvas, uint8 [canvas height, canvas width, 3].
 
     Raises:
-      ImageError: the file cannot be used.
+      ImageError: the file cannot be used; nothing was written.
     """
-    canvas = np.zeros((*view.canvas, 3), np.uint8)
     window = view.window
     rows = slice(window.top, window.top + window.height)
     columns = slice(window.left, window.left + window.width)
     window_pixels(record, view, window, fast=fast, out=canvas[rows, columns])
-    return canvas
 
 
 def window_pixels(

@@ -232,7 +232,7 @@ def test_evaluation_of_some_images(mixed, config):
 
 
 def test_prediction_gives_the_evaluation_batches(mixed, config):
-    """From records and from paths alike, though it runs without tf.data."""
+    """From records and from paths alike."""
     expected = list(make_eval_batches(mixed, config))
     for batch, other in zip(expected, make_prediction_batches(mixed.images, config, batch_size=4), strict=True):
         assert_equal(batch, other)

@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance
 from eql_jax.data.images import ImageError
 from eql_jax.data.photometric import PhotometricRanges, change_colours, draw_photometric
 from eql_jax.data.records import ImageRecord, empty_objects
-from eql_jax.data.render import canvas_pixels, window_pixels
+from eql_jax.data.render import draw_on_canvas, window_pixels
 from eql_jax.data.transforms import Size, random_stream
 from eql_jax.data.views import View, Window, jittered_view
 
@@ -32,6 +32,12 @@ def record_of(tmp_path, pixels, *, name="picture.jpg", encoded=None, **kwargs):
         Image.fromarray(pixels).save(path, **({"quality": 92} if name.endswith("jpg") else {}) | kwargs)
     none = np.zeros(0, np.int32)
     return ImageRecord(1, path, pixels.shape[1], pixels.shape[0], none, none, empty_objects(), encoded)
+
+
+def canvas_pixels(record, view, *, fast):
+    canvas = np.zeros((*view.canvas, 3), np.uint8)
+    draw_on_canvas(canvas, record, view, fast=fast)
+    return canvas
 
 
 def whole(size, *, flip=False, canvas=None):
