@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eql_jax.data.images import ImageError
+from eql_jax.data.opencv import opencv
 from eql_jax.data.placement import Placed
 from eql_jax.data.polygons import RunLengths, sample_run_lengths
 from eql_jax.data.rasterize import fill_polygons
@@ -81,21 +82,20 @@ def paste_objects(
     return Pasted([_visible(placed, layer, owners) for layer, placed in enumerate(layers)], owners)
 
 
-def hide_covered(masks: np.ndarray, boxes: np.ndarray, owners: np.ndarray, layer: int) -> None:
-    """Takes what others own out of masks on their grids, in place: each cell by the pixel under its centre.
+def hide_covered(mask: np.ndarray, box: np.ndarray, owners: np.ndarray, layer: int) -> None:
+    """Takes what later layers own out of a mask on its grid, in place: each cell by the pixel under its centre.
 
     Args:
-      masks: uint8 0/1 [N, M, M], each cropped to its box.
-      boxes: float [N, 4].
+      mask: uint8 0/1 [M, M], cropped to its box.
+      box: float [4].
       owners: uint8 [H, W].
-      layer: whose the masks are.
+      layer: whose the mask is.
     """
-    for mask, box in zip(masks, boxes, strict=True):
-        x1, y1, x2, y2 = box.astype(np.float64)
-        centres = (np.arange(len(mask)) + 0.5) / len(mask)
-        columns = np.clip((x1 + centres * (x2 - x1)).astype(np.int64), 0, owners.shape[1] - 1)
-        rows = np.clip((y1 + centres * (y2 - y1)).astype(np.int64), 0, owners.shape[0] - 1)
-        mask &= owners[rows[:, None], columns] <= layer
+    x1, y1, x2, y2 = box.tolist()
+    centres = (np.arange(len(mask)) + 0.5) / len(mask)
+    columns = np.minimum((x1 + centres * (x2 - x1)).astype(np.int64), owners.shape[1] - 1)
+    rows = np.minimum((y1 + centres * (y2 - y1)).astype(np.int64), owners.shape[0] - 1)
+    mask &= owners[rows[:, None], columns] <= layer
 
 
 def fill_on_canvas(placed: Placed, row: int) -> tuple[Window, np.ndarray]:
@@ -138,8 +138,8 @@ def _set_in(canvas: np.ndarray, owners: np.ndarray, layer: int, paste: Paste, *,
         window, mask = fill_on_canvas(paste.placed, row)
         owners[_slices(window)][mask > 0] = layer
         drawn[row] = mask.any()
-    shown = owners[_slices(around)] == layer
-    canvas[_slices(around)][shown] = pixels[shown]
+    shown = (owners[_slices(around)] == layer).view(np.uint8)
+    opencv().copyTo(pixels, shown, canvas[_slices(around)])
     return paste.placed.select(drawn)
 
 

@@ -167,7 +167,8 @@ def _fill_ground_truth(row: Row, layers: Sequence[Placed], owners: np.ndarray | 
             mirror=layer.view.flip,
         )
         if owners is not None:
-            hide_covered(row["gt_masks"][to], mine.boxes, owners, number)
+            for i in np.flatnonzero(mine.altered):
+                hide_covered(row["gt_masks"][start + i], mine.boxes[i], owners, number)
         first, start = first + len(layer.boxes), to.stop
 
 

@@ -14,7 +14,7 @@ def opencv():
         import cv2
     except ImportError as error:
         raise ImportError(
-            "data.fast_pixels and photometric changes need OpenCV: pip install opencv-python-headless"
+            "data.fast_pixels, data.photometric and data.copy_paste need OpenCV: pip install opencv-python-headless"
         ) from error
     cv2.setNumThreads(1)
     return cv2
