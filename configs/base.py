@@ -17,8 +17,11 @@ def get_config() -> ConfigDict:
 
     # ---------------------------------------------------------------- data
     c.data = ConfigDict()
-    c.data.train_annotations = ""  # LVIS v0.5, LVIS v1 or COCO instance JSON
-    c.data.train_images = ""  # folder; files are found by coco_url (split folder + name), file_name or bare name
+    # LVIS v0.5, LVIS v1 or COCO instance JSON; or a folder that eql_jax.data.prepare made; or tfds:lvis/train. Here or
+    # at gs://bucket/..; see docs/data.md
+    c.data.train_annotations = ""
+    # of a JSON: folder; files are found by coco_url (split folder + name), file_name or bare name. Of tfds: data_dir
+    c.data.train_images = ""
     c.data.val_annotations = ""
     c.data.val_images = ""
     # Arguments of eql_jax.data.supershapes, which makes the data set when the paths above are empty; {} for real data.

@@ -96,10 +96,15 @@ def class_statistics(annotations: Annotations, source: str) -> ClassStatistics:
 
 def packaged_statistics(source: str) -> ClassStatistics:
     """The training frequencies of all classes of LVIS; source: one of PACKAGED_SOURCES."""
-    counts = _packaged(source)
-    found = [counts.categories[identity] for identity in sorted(counts.categories)]
+    counts, found = _packaged(source), packaged_categories(source)
     ids = np.array([category.id for category in found], np.int64)
     return _statistics([category.name for category in found], found, counts.num_images, ids)
+
+
+def packaged_categories(source: str) -> list[Category]:
+    """All classes of LVIS by id, with their training counts; source: one of PACKAGED_SOURCES."""
+    counts = _packaged(source).categories
+    return [counts[identity] for identity in sorted(counts)]
 
 
 def _statistics(

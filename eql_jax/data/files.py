@@ -63,11 +63,16 @@ def write_whole(path: FilePath) -> Iterator[IO[bytes]]:
     """Opens a file for writing bytes; under its name there is all of it or what was there before, never a part.
 
     A local file is written beside its place, under the name with `PARTIAL` at its end, and renamed when it is on disk.
-    In a bucket a file comes into being when it is closed.
+    In a bucket a file comes into being when it is closed, after an error, too: then it is removed again.
     """
     if not isinstance(path, Path):
-        with path.open("wb") as stream:
-            yield stream
+        try:
+            with path.open("wb") as stream:
+                yield stream
+        except BaseException:
+            with contextlib.suppress(Exception):
+                path.unlink(missing_ok=True)
+            raise
         return
     partial = path.with_name(path.name + PARTIAL)
     try:

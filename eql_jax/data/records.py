@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 
+from eql_jax.data.json_file import read_annotation_json
 from eql_jax.data.segmentations import Segmentation, Segmentations
 from eql_jax.data.validation import FaultReport
 
@@ -198,7 +199,8 @@ class Annotations:
       images: the `ImageRecord`s, in the order of the file; images that cannot be used are left out. A source may read
         a record only when it is asked for, from any thread.
       report: the faults found, `report.summary()` is the text.
-      raw: path of the annotation JSON, for the official evaluation.
+      raw: path of the annotation JSON, for the official evaluation; of a source without one, where it is.
+      make_dataset: makes the contents of an annotation JSON, for a source without one; None: `raw` is read.
     """
 
     categories: list[Category]
@@ -206,6 +208,15 @@ class Annotations:
     images: Sequence[ImageRecord]
     report: FaultReport
     raw: Path
+    make_dataset: Callable[[], dict] | None = None
+
+    def dataset(self) -> dict:
+        """The contents of the annotation JSON, read now, as `json_file.read_annotation_json` gives them.
+
+        Raises:
+          FileNotFoundError, AnnotationError: the file is gone or damaged.
+        """
+        return read_annotation_json(self.raw) if self.make_dataset is None else self.make_dataset()
 
     @functools.cached_property
     def index(self) -> ImageIndex:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from eql_jax.data.annotations import Annotations, load_annotations
 from eql_jax.data.categories import ClassStatistics, class_statistics
+from eql_jax.data.records import Annotations
+from eql_jax.data.sources import needs_images, open_annotations
 from eql_jax.data.supershapes import ensure_supershapes
 from eql_jax.training.compatibility import Classes, check_categories
 from eql_jax.training.errors import ConfigError, user_input
@@ -30,14 +31,22 @@ def data_paths(config: ConfigDict, splits: Sequence[str]) -> dict[str, str]:
     """
     names = [f"{split}_{what}" for split in splits for what in ("annotations", "images")]
     paths = {name: config.data[name] for name in names}
-    if config.data.supershapes and not all(paths.values()):
+    lacking = [name for name, path in paths.items() if not path and _is_needed(name, paths)]
+    if config.data.supershapes and lacking:
         if "out" not in config.data.supershapes:
             raise ConfigError("config.data.supershapes has no `out`, the folder of the data set")
         with user_input():
             made = ensure_supershapes(**config.data.supershapes.to_dict())._asdict()
         made |= {"train_images": made["images"], "val_images": made["images"]}
-        paths = {name: path or str(made[name]) for name, path in paths.items()}
+        paths |= {name: str(made[name]) for name in lacking}
     return paths
+
+
+def _is_needed(name: str, paths: Mapping[str, str]) -> bool:
+    """An annotation file always, the images of one that comes without them, too."""
+    split, _, what = name.partition("_")
+    where = paths[f"{split}_annotations"]
+    return what == "annotations" or not where or needs_images(where)
 
 
 def load_data(config: ConfigDict) -> Data:
@@ -71,11 +80,15 @@ def load_validation(config: ConfigDict, classes: Classes) -> Annotations:
 
 
 def _load(config: ConfigDict, paths: Mapping[str, str], split: str) -> Annotations:
-    for what in ("annotations", "images"):
-        if not paths[f"{split}_{what}"]:
-            kind = "the path of an LVIS or COCO instance JSON" if what == "annotations" else "the folder of its images"
-            raise ConfigError(f"config.data.{split}_{what} is empty; expected {kind}")
-    annotations = load_annotations(paths[f"{split}_annotations"], paths[f"{split}_images"], strict=config.data.strict)
+    where, images = paths[f"{split}_annotations"], paths[f"{split}_images"]
+    if not where:
+        raise ConfigError(
+            f"config.data.{split}_annotations is empty; expected the path of an LVIS or COCO instance JSON, a folder "
+            "of prepared records or tfds:lvis/SPLIT"
+        )
+    if not images and needs_images(where):
+        raise ConfigError(f"config.data.{split}_images is empty; expected the folder of the images of {where}")
+    annotations = open_annotations(where, images, strict=config.data.strict)
     summary = annotations.report.summary()
     LOG.info("%s: %d images, %d classes", annotations.raw, len(annotations.images), annotations.num_classes)
     if summary:
