@@ -75,8 +75,9 @@ def read_image(file: ImageFile, *, expected: Size | None = None) -> Image.Image:
     return _read(file, expected, None)[0]
 
 
-def read_reduced_image(file: ImageFile, *, expected: Size, at_least: Size) -> tuple[Image.Image, int]:
-    """As `read_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still `at_least` as large.
+def read_reduced_image(file: ImageFile, *, expected: Size, at_least: Size | None) -> tuple[Image.Image, int]:
+    """As `read_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still `at_least` as large;
+    None: at its full size.
 
     libjpeg leaves out the high frequencies of each block then, which takes less time than decoding them and gives other
     pixels than decoding and shrinking.
@@ -91,15 +92,14 @@ def _read(file: ImageFile, expected: Size | None, at_least: Size | None) -> tupl
     divisor = 1
     try:
         with Image.open(_openable(file)) as opened:
-            stored = Size(opened.height, opened.width)
-            oriented = opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
-            if at_least is not None and opened.format == "JPEG" and not oriented and expected == stored:
+            if at_least is not None and expected == (opened.height, opened.width) and _is_upright_jpeg(opened):
+                full = opened.size
                 opened.draft(None, (at_least.width, at_least.height))
-                divisor = max(d for d in (1, 2, 4, 8) if opened.size == tuple(-(-side // d) for side in stored[::-1]))
+                divisor = max(d for d in (1, 2, 4, 8) if opened.size == tuple(-(-side // d) for side in full))
             opened.load()
-            size = stored if divisor > 1 else Size(opened.height, opened.width)
+            stored = size = expected if divisor > 1 else Size(opened.height, opened.width)
             image = opened
-            if oriented:
+            if opened.getexif().get(_EXIF_ORIENTATION, 1) != 1:
                 turned = ImageOps.exif_transpose(opened)
                 if expected is None or expected == (turned.height, turned.width) or expected != stored:
                     image, size = turned, Size(turned.height, turned.width)
@@ -138,15 +138,18 @@ def is_plain_jpeg(encoded: bytes, size: Size) -> bool:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return (
-                image.format == "JPEG"
+                _is_upright_jpeg(image)
                 and image.mode in ("RGB", "L")
                 and (image.height, image.width) == size
                 # Pillow refuses a file that ends early, OpenCV leaves the rest grey.
                 and encoded.endswith(b"\xff\xd9")
-                and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
             )
     except Exception:  # whatever is wrong with it, `read_image` has the message
         return False
+
+
+def _is_upright_jpeg(image: Image.Image) -> bool:
+    return image.format == "JPEG" and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -68,7 +68,7 @@ def _enlarges(view: View) -> bool:
 
 
 def _by_pillow(record: ImageRecord, view: View, window: Window, out: np.ndarray, *, reduce: bool) -> None:
-    at_least = view.scaled if reduce else view.source
+    at_least = view.scaled if reduce else None
     image, divisor = read_reduced_image(record.file, expected=view.source, at_least=at_least)
     size = (window.width, window.height)
     if size == view.scaled[::-1] and divisor == 1:
@@ -91,7 +91,10 @@ def _by_opencv(record: ImageRecord, view: View, window: Window, out: np.ndarray)
     if not is_plain_jpeg(encoded, view.source):
         return False
     cv2 = opencv()
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return False
     if image is None or image.shape[:2] != view.source:
         return False
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

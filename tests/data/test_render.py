@@ -77,6 +77,16 @@ def test_a_crop_is_a_part_of_the_whole(tmp_path, fast, flip, size, worst):
 
 
 @pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [UP, SOURCE, DOWN, EIGHTH])
+def test_exact_pixels_are_those_of_pillow(tmp_path, size, flip):
+    record = record_of(tmp_path, picture())
+    with Image.open(record.path) as opened:
+        expected = np.asarray(opened.convert("RGB").resize((size.width, size.height), Image.Resampling.BILINEAR))
+    got = canvas_pixels(record, whole(size, flip=flip), fast=False)
+    np.testing.assert_array_equal(got, expected[:, ::-1] if flip else expected)
+
+
+@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(
     ("size", "worst", "mean"), [(UP, 1, 0.5), (SOURCE, 0, 0), (DOWN, 0, 0), (Size(121, 162), 40, 2), (EIGHTH, 40, 3)]
 )
