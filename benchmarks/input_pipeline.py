@@ -12,9 +12,9 @@ Settings: multi-scale training at 640 to 800 / 1333 with flip, and large-scale j
 
 They take turns, first on one core (the process is pinned to it, one worker), then on all; each ratio is the median over
 the turns. `images_per_cpu_second` counts the processor time of the process, which other work on the machine disturbs
-less than the wall clock. Then what share of a row's time each stage takes, on one core: `pixels` is resizing, mirroring
-and padding, `masks` everything from polygons to grids, `rest` drawing, sizes, classes and the batch's memory. Last, how
-far fast pixels are from exact ones. Without --annotations the pictures are supershapes.
+less than the wall clock. Then what share of a row's processor time each stage takes, on one core: `pixels` is resizing,
+mirroring and padding, `masks` everything from polygons to grids, `rest` drawing, sizes, classes and the batch's memory.
+Last, how far fast pixels are from exact ones. Without --annotations the pictures are supershapes.
 """
 
 import argparse
@@ -39,7 +39,7 @@ WAYS = ("plain", "exact", "fast")
 
 
 class Clock:
-    """Seconds by stage, of one thread. A stage within another is not counted for the outer one."""
+    """Processor seconds by stage, of one thread. A stage within another is not counted for the outer one."""
 
     def __init__(self):
         self.seconds = collections.Counter()
@@ -47,12 +47,12 @@ class Clock:
 
     @contextlib.contextmanager
     def stage(self, name):
-        start = time.perf_counter()
+        start = time.thread_time()
         self._inner.append(0.0)
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
+            spent = time.thread_time() - start
             self.seconds[name] += spent - self._inner.pop()
             self._inner[-1] += spent
 
