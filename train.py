@@ -18,7 +18,8 @@ from pathlib import Path
 import jax
 
 from configs import base
-from eql_jax.data.pipeline import make_eval_batches, make_train_iterator
+from eql_jax.data.eval_batches import make_eval_batches
+from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.validation import AnnotationError
 from eql_jax.evaluation.run import run_evaluation
 from eql_jax.models import build_model, init_model, trainable_mask

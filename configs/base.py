@@ -69,6 +69,9 @@ def get_config() -> ConfigDict:
         300  # padding of ground truth; images with more keep the largest and are counted in the summary
     )
     c.data.mask_size = 112  # side of the box-cropped ground-truth masks
+    # What makes the batches, the same ones: 'tf.data', or 'threads' of this package, which copies less (and is what is
+    # left where TensorFlow is not installed)
+    c.data.engine = "threads"
     c.data.workers = 0  # threads that make rows of batches; 0: as many as there are cores
     c.data.prefetch = 2  # batches in flight on the host, and as many on the device
 

@@ -23,8 +23,8 @@ from typing import Any
 from tqdm import tqdm
 
 from eql_jax.data.annotations import load_annotations
+from eql_jax.data.eval_batches import EvalBatches, make_prediction_batches
 from eql_jax.data.images import ImageError, read_record_image
-from eql_jax.data.pipeline import EvalBatches, make_prediction_batches
 from eql_jax.data.records import ImageRecord
 from eql_jax.data.validation import AnnotationError
 from eql_jax.evaluation.results import Result, ResultWriter

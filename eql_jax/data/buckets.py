@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from eql_jax.data.records import ImageIndex
 from eql_jax.data.transforms import Size, fit_size, output_size
+from eql_jax.data.validation import FaultReport
 
 
 class BucketChoice(NamedTuple):
@@ -48,3 +50,20 @@ def choose_bucket(
         return BucketChoice(min(fitting, key=lambda i: buckets[i].height * buckets[i].width), True)
     shrunk = [fit_size(size, bucket) for bucket in buckets]
     return BucketChoice(max(range(len(buckets)), key=lambda i: (shrunk[i].height * shrunk[i].width, -i)), False)
+
+
+def assign_buckets(
+    index: ImageIndex, buckets: tuple[Size, ...], shorter_side: int, longest_side: int, report: FaultReport
+) -> list[int]:
+    """Returns the bucket of each image; notes those that are scaled down to fit theirs."""
+    choices: dict[tuple[int, int], BucketChoice] = {}  # a large data set has few sizes
+    assigned = []
+    shrunk = 0
+    for size in zip(index.heights.tolist(), index.widths.tolist(), strict=True):
+        if size not in choices:
+            choices[size] = choose_bucket(*size, buckets=buckets, shorter_side=shorter_side, longest_side=longest_side)
+        assigned.append(choices[size].index)
+        shrunk += not choices[size].fits
+    if shrunk:
+        report.note("image too large for every bucket of data.buckets at its full size, scaled down to fit", shrunk)
+    return assigned

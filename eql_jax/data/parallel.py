@@ -11,7 +11,6 @@ about a millisecond a row. Threads and not tf.data: it copies each row twice, an
 from __future__ import annotations
 
 import collections
-import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,23 +77,3 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux: a container or `taskset` may have fewer than the machine
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def import_tensorflow():
-    """Returns the module tensorflow, kept off accelerators: those are for JAX."""
-    # Read once, at import. It computes nothing here, so its remarks on how it would are of no interest.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise ImportError(
-            "TensorFlow is not installed: pip install 'eql_jax[train]'. Batches are made without it; TFDS and "
-            "TensorBoard's logs need it"
-        ) from error
-    for kind in ("GPU", "TPU"):
-        try:
-            tf.config.set_visible_devices([], kind)
-        except (RuntimeError, ValueError) as error:  # TensorFlow was in use before, by someone else
-            logging.getLogger(__name__).warning("TensorFlow keeps its %s devices: %s", kind, error)
-    return tf

@@ -43,6 +43,7 @@ ADDED_FIELDS = {
     "model.roi.aligned": True,
     "model.roi.max_samples": 64,
     "train.reference_batch_size": 0,
+    "data.engine": "threads",
     "eval.ap_fixed": False,
     "eval.ap_pool": False,
     "eval.boundary": False,

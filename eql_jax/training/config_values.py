@@ -11,6 +11,7 @@ from eql_jax.training.optimizer import OPTIMIZERS, parameter_factors
 from eql_jax.training.schedules import SCHEDULES
 
 CHOICES = {
+    "data.engine": ("threads", "tf.data"),
     "eval.backend": ("fast", "official"),
     "data.copy_paste.source": ("batch", "bank"),
     "data.sampler": ("uniform", "repeat_factor", "class_aware"),

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from eql_jax.data.parallel import import_tensorflow
+from eql_jax.data.tf_data import import_tensorflow
 from eql_jax.training.disk import write_atomically
 
 LOG = logging.getLogger(__name__)

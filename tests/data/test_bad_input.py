@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from eql_jax.data.annotations import load_annotations
+from eql_jax.data.eval_batches import make_eval_batches, make_prediction_batches
 from eql_jax.data.images import ImageError, read_image, verify_images
-from eql_jax.data.pipeline import make_eval_batches, make_prediction_batches, make_train_iterator
+from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.transforms import Size
 from eql_jax.data.validation import FAULT_KINDS, AnnotationError, FaultReport
 from tests.data.conftest import make_content

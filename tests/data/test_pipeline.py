@@ -10,8 +10,9 @@ from PIL import Image
 
 from eql_jax.data.annotations import load_annotations
 from eql_jax.data.buckets import choose_bucket, parse_buckets
+from eql_jax.data.eval_batches import make_eval_batches, make_prediction_batches
 from eql_jax.data.images import read_image, read_size, resize_and_pad
-from eql_jax.data.pipeline import make_eval_batches, make_prediction_batches, make_train_iterator
+from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.transforms import Size, fit_size, output_size
 from tests.data.conftest import make_content
 
@@ -167,6 +168,38 @@ def test_hosts_make_rows_of_the_same_batch(mixed, config, num_hosts, sampler):
     parts = [take(make_train_iterator(mixed, config, host=h, num_hosts=num_hosts), 3) for h in range(num_hosts)]
     for step, batch in enumerate(whole):
         assert_equal(batch, {key: np.concatenate([part[step][key] for part in parts]) for key in batch})
+
+
+def test_tf_data_gives_the_same_batches(mixed, config):
+    threads = take(make_train_iterator(mixed, config, start_step=3), 4)
+    dataset = make_train_iterator(mixed, config, start_step=3).as_tf_dataset()
+    config.data.engine = "tf.data"
+    through_tf = take(make_train_iterator(mixed, config, start_step=3), 4)
+    tensors = list(dataset.take(4).as_numpy_iterator())
+    for a, b, c in zip(threads, through_tf, tensors, strict=True):
+        assert_equal(a, b)
+        assert_equal(a, c)
+    evaluated = list(make_eval_batches(mixed, config))
+    config.data.engine = "threads"
+    for a, b in zip(evaluated, make_eval_batches(mixed, config), strict=True):
+        assert_equal(a, b)
+    config.data.engine = "queue"
+    with pytest.raises(ValueError, match="data.engine is 'queue', expected one of threads, tf.data"):
+        make_train_iterator(mixed, config)
+
+
+@pytest.mark.parametrize("engine", ["threads", "tf.data"])
+def test_an_error_comes_out_as_it_was_raised(mixed, config, monkeypatch, engine):
+    config.data.engine = engine
+
+    def fail(*_, **__):
+        raise ZeroDivisionError("in a worker")
+
+    monkeypatch.setattr("eql_jax.data.pipeline.fill_train_row", fail)
+    iterator = make_train_iterator(mixed, config)
+    with pytest.raises(ZeroDivisionError, match="in a worker"):
+        next(iterator)
+    iterator.close()
 
 
 def test_an_epoch_of_training_has_every_image_once(mixed, config):

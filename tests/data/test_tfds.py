@@ -134,7 +134,8 @@ def test_records(written):
 
 
 def test_three_sources_give_the_same_batches(written, config):
-    from eql_jax.data.pipeline import make_eval_batches, make_train_iterator
+    from eql_jax.data.eval_batches import make_eval_batches
+    from eql_jax.data.pipeline import make_train_iterator
 
     paths, prepared, data_dir = written
     config.data.flip = True
