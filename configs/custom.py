@@ -1,6 +1,6 @@
 """Fine-tuning on pictures of one's own, from a COCO or LVIS JSON: docs/custom_data.md leads through it.
 
-    python train.py --config=configs/custom.py --workdir=runs/mine --config.train.init_from=runs/WEIGHTS \
+    python train.py --config=configs/custom.py --workdir=runs/custom --config.train.init_from=runs/WEIGHTS \
         --config.data.train_annotations=splits/train.json --config.data.train_images=pictures \
         --config.data.val_annotations=splits/val.json --config.data.val_images=pictures
 

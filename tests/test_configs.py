@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from configs import base
+from eql_jax import predict
 from eql_jax.convert.__main__ import parse_arguments
+from eql_jax.data import browse
 from eql_jax.data.buckets import choose_bucket
 from eql_jax.data.transforms import Size
 from eql_jax.training import config as config_lib
@@ -59,7 +61,7 @@ def docstring(name):
 
 
 def test_all_recipes_are_there():
-    others = ["base", "supershapes_hard", "supershapes_tiny", "supershapes_tiny_sigmoid"]
+    others = ["base", "custom", "supershapes_hard", "supershapes_tiny", "supershapes_tiny_sigmoid"]
     assert sorted([*RECIPES, *others]) == NAMES
 
 
@@ -223,3 +225,21 @@ def test_learning_rate_of_the_release():
     steps = (0, 500, 1000, 59_999, 60_000, 79_999, 80_000)
     expected = (2e-5, 0.01001, 0.02, 0.02, 0.002, 0.002, 0.0002)
     assert [float(schedule(step)) for step in steps] == pytest.approx(expected, rel=1e-5)
+
+
+def test_commands_of_the_guide_to_custom_data():
+    """Every command of docs/custom_data.md is one that its programme takes, with fields that exist."""
+    text = (ROOT / "docs" / "custom_data.md").read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^    (python .*|--config.*)$", text, re.MULTILINE)
+    commands = [shlex.split(block) for block in blocks if block.startswith("python")]
+    parsers = {
+        "eql_jax.data.browse": browse.parse_arguments,
+        "eql_jax.convert": parse_arguments,
+        "eql_jax.predict": predict.parse_arguments,
+    }
+    found = {words[2] if words[1] == "-m" else words[1]: words for words in commands}
+    assert found.keys() == {*parsers, "eql_jax.data.split", "eql_jax.data.prepare", "train.py"}
+    for name, parse in parsers.items():
+        parse(found[name][3:])
+    fields = [word for block in blocks for word in shlex.split(block) if word.startswith("--config.")]
+    load("custom", *fields)
