@@ -7,7 +7,8 @@
 Mask R-CNN R50-FPN, 2000 steps of 4 images: a few hundred to a few thousand pictures. Another --config.train.batch_size
 scales learning rate and steps. The layers that know classes start fresh, all others from init_from.
 
-No published figure: the data are yours. Hardware: one GPU with 16 GB.
+No published figure: the data are yours.
+Hardware: one GPU with 16 GB.
 """
 
 from configs import base
