@@ -1,41 +1,52 @@
-"""LVIS average precision of boxes and masks, by the official `lvis` package.
+"""LVIS average precision of boxes, masks and boundaries.
 
 K classes, T = 10 IoU thresholds .50:.05:.95, R = 101 recall points, A = 4 area ranges (all, small, medium, large).
 
-All matching, curves and means are the official code's; this module feeds it. Three things are added around it, none of
-which changes a number on an LVIS file:
+Two backends give the same numbers, to the last digit of a curve: `fast`, on columns (`fast.py`), and `official`, the
+`lvis` package (`official.py`). Beyond what the package does:
 
-* only the pairs of image and class that hold something are visited (the official loop makes 95 million visits on LVIS
-  v1 and keeps three dictionaries of 24 million keys, nearly all of them of nothing);
 * crowd regions, which only COCO has, follow COCO's rule: a detection that matches no object and lies in a crowd region
   of its class (intersection over its own area at least the IoU threshold) is neither right nor wrong;
-* AP50 is also reported for rare, common and frequent classes.
+* AP50 is also reported for rare, common and frequent classes;
+* boundary AP (Cheng et al. 2021, https://arxiv.org/abs/2103.16562), by the fast backend in any case.
 
 AP-fixed (Dave et al. 2021, https://arxiv.org/abs/2102.01066) is the same code on other detections: the best N of each
 class over the whole data set, however many an image has. The limit per image makes classes compete for places, so that
 AP depends on how the scores of one class compare with another's; AP-fixed takes every class by itself.
+
+AP-pool, of the same paper, does compare scores across classes: detections are matched class by class as ever, and then
+those of all classes rank together in one curve. Frequent classes have most of its objects, so that their detections
+decide it; the pools of rare, common and frequent classes rank the detections of those classes only.
 
 -1 stands for "no ground truth", as in the official package, and all values are shares of 1.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from eql_jax.data.json_file import read_annotation_json
-from eql_jax.evaluation import lvis_api
-from eql_jax.evaluation.ground_truth import LETTERS, GroundTruth, prepare_ground_truth
+from eql_jax.evaluation.accumulate import (
+    Curves,
+    class_curves,
+    mean_of_valid,
+    pooled_curves,
+    summarize,
+    summarize_pools,
+)
+from eql_jax.evaluation.columns import ResultTable
+from eql_jax.evaluation.fast import run_fast
+from eql_jax.evaluation.ground_truth import GroundTruth, prepare_ground_truth
+from eql_jax.evaluation.official import run_official
+from eql_jax.evaluation.selection import best_of_each, result_dicts, select
 
 IOU_TYPES = ("bbox", "segm")
+BOUNDARY = "boundary"
+BACKENDS = ("fast", "official")
 AP_FIXED_DETECTIONS = 10_000  # of each class: what Dave et al. take for LVIS
-_COPIED = ("image_id", "category_id", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +66,17 @@ class EvaluationResult:
     """What an evaluation found.
 
     Attributes:
-      metrics: by IoU type ('bbox', 'segm'): AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP50r, AP50c, AP50f,
-        AR@n, ARs@n, ARm@n and ARl@n, with n the limit of detections per image (AR@-1: no limit). Shares of 1; -1: no
-        ground truth.
+      metrics: by IoU type ('bbox', 'segm', 'boundary'): AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP50r, AP50c,
+        AP50f, AR@n, ARs@n, ARm@n and ARl@n, with n the limit of detections per image (AR@-1: no limit). Shares of 1;
+        -1: no ground truth.
       classes: one `ClassResult` per category, by ascending id.
       num_images, num_annotations, num_detections: what was evaluated (detections before the limits).
       max_detections: the limit per image, -1 for none.
       detections_per_class: the limit per class of AP-fixed, None for none.
       notes: what was left out or looks wrong, one sentence each.
+      pooled: the same metrics of AP-pool, by IoU type, those with a letter of the pool of these classes; empty where it
+        was not asked for.
+      curves: by IoU type, precision [T, R, K, A] and recall [T, K, A], float64, -1 without ground truth.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -73,156 +87,12 @@ class EvaluationResult:
     max_detections: int
     detections_per_class: int | None
     notes: tuple[str, ...]
+    pooled: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    curves: dict[str, Curves] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def flat(self) -> dict[str, float]:
         """All metrics in one dict, keys such as 'segm/AP50r'."""
         return {f"{iou_type}/{name}": v for iou_type, values in self.metrics.items() for name, v in values.items()}
-
-
-class _Sparse(dict):
-    """Stands in for the official list of visits: position -> result, None where nothing was visited."""
-
-    def __missing__(self, position: int) -> None:
-        return None
-
-    def __bool__(self) -> bool:  # the official code asks whether evaluation has run, not whether it found anything
-        return True
-
-
-@functools.cache
-def _evaluation_class() -> type:
-    """`LVISEval` with the additions that this module's head lists; made late because `lvis` is imported late."""
-    from pycocotools import mask as mask_utils
-
-    class Evaluation(lvis_api.load().LVISEval):
-        def __init__(self, lvis_gt, lvis_dt, iou_type: str, *, ground_truth: GroundTruth, max_detections: int) -> None:
-            super().__init__(lvis_gt, lvis_dt, iou_type)
-            self.ground_truth = ground_truth
-            self.params.max_dets = max_detections
-            self._crowd_overlap: dict[tuple[int, int], np.ndarray] = {}
-
-        def _prepare_freq_group(self) -> list[list[int]]:
-            letters = [self.ground_truth.letters[category_id] for category_id in self.params.cat_ids]
-            return [[i for i, letter in enumerate(letters) if letter == group] for group in LETTERS]
-
-        def evaluate(self) -> None:
-            params = self.params
-            self._prepare()
-            # The dictionaries may hold empty lists, because reading a missing key makes one.
-            pairs = {p for p, v in self._gts.items() if v} | {p for p, v in self._dts.items() if v}
-            image_position = {image_id: i for i, image_id in enumerate(params.img_ids)}
-            class_position = {category_id: i for i, category_id in enumerate(params.cat_ids)}
-            num_areas, num_images = len(params.area_rng), len(params.img_ids)
-            self.eval_imgs = _Sparse()
-            for image_id, category_id in sorted(pairs):
-                self.ious = {(image_id, category_id): self.compute_iou(image_id, category_id)}
-                for area_index, area_range in enumerate(params.area_rng):
-                    position = (class_position[category_id] * num_areas + area_index) * num_images
-                    position += image_position[image_id]
-                    self.eval_imgs[position] = self.evaluate_img(image_id, category_id, area_range)
-
-        def evaluate_img(self, img_id: int, cat_id: int, area_rng: Sequence[float]) -> dict[str, Any] | None:
-            found = super().evaluate_img(img_id, cat_id, area_rng)
-            crowds = self.ground_truth.crowds.get((img_id, cat_id))
-            if not crowds or found is None or not found["dt_ids"]:
-                return found
-            if (img_id, cat_id) not in self._crowd_overlap:
-                self._crowd_overlap[img_id, cat_id] = self._overlap_with_crowds(img_id, cat_id, crowds)
-            thresholds = np.minimum(self.params.iou_thrs, 1 - 1e-10)
-            in_crowd = self._crowd_overlap[img_id, cat_id][None, :] >= thresholds[:, None]
-            found["dt_ignore"] = found["dt_ignore"] | ((found["dt_matches"] == 0) & in_crowd)
-            return found
-
-        def _overlap_with_crowds(self, img_id: int, cat_id: int, crowds: list[dict[str, Any]]) -> np.ndarray:
-            """The largest share of each detection, by falling score, that lies in one crowd region."""
-            key = "segmentation" if self.params.iou_type == "segm" else "bbox"
-            detections = self._dts[img_id, cat_id]
-            order = np.argsort([-d["score"] for d in detections], kind="mergesort")
-            regions = [dict(crowd) for crowd in crowds]
-            if key == "segmentation":
-                self._to_mask(regions, self.lvis_gt)
-            overlap = mask_utils.iou([detections[i][key] for i in order], [r[key] for r in regions], [1] * len(regions))
-            return overlap.max(axis=1)
-
-    return Evaluation
-
-
-def _select_results(
-    results: Iterable[Mapping[str, Any]], ground_truth: GroundTruth, *, all_images: bool, iou_type: str
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Copies of the results that this evaluation can use, with the keys it needs and no other, and notes."""
-    key = "bbox" if iou_type == "bbox" else "segmentation"
-    sizes = {image["id"]: [image["height"], image["width"]] for image in ground_truth.dataset["images"]}
-    known_classes = ground_truth.letters.keys()
-    kept: list[dict[str, Any]] = []
-    other_classes, other_sizes = 0, set()
-    for number, result in enumerate(results):
-        if "image_id" not in result or "score" not in result or "category_id" not in result:
-            raise ValueError(f"result {number}: expected image_id, category_id and score, found keys {sorted(result)}")
-        if result["image_id"] not in sizes:
-            if all_images:
-                raise ValueError(
-                    f"result {number}: image {result['image_id']} is not among the {len(sizes)} annotated images; the "
-                    "results belong to another data set or split"
-                )
-            continue
-        if result.get(key) is None:
-            raise ValueError(
-                f"result {number} (image {result['image_id']}) has no '{key}', so iou_type '{iou_type}' cannot be "
-                f"evaluated; found keys {sorted(result)}"
-            )
-        if iou_type == "segm" and not (isinstance(result[key], Mapping) and {"size", "counts"} <= result[key].keys()):
-            raise ValueError(
-                f"result {number} (image {result['image_id']}): expected run lengths with 'size' and 'counts' as its "
-                f"segmentation, found {str(result[key])[:60]}"
-            )
-        if iou_type == "segm" and list(result[key]["size"]) != sizes[result["image_id"]]:
-            other_sizes.add(result["image_id"])
-            continue
-        other_classes += result["category_id"] not in known_classes
-        # One key only: with a box beside the mask, the official code would take the box's area for the mask's.
-        kept.append({**{name: result[name] for name in _COPIED}, key: result[key]})
-    notes = []
-    if other_classes:
-        notes.append(
-            f"{other_classes} {iou_type} detections are of categories that the annotations do not have, and count only "
-            "for the limit per image"
-        )
-    if other_sizes:
-        notes.append(
-            f"detections in {len(other_sizes)} images have masks of another size than the annotations say, and were "
-            f"left out: {sorted(other_sizes)[:5]}"
-        )
-    return kept, notes
-
-
-def _best_of_each_class(results: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The `count` results of highest score of each category, in the order they came in; of equal ones the first."""
-    order = sorted(range(len(results)), key=lambda i: -results[i]["score"])  # stable
-    taken: collections.Counter[int] = collections.Counter()
-    kept = []
-    for index in order:
-        category_id = results[index]["category_id"]
-        if taken[category_id] < count:
-            taken[category_id] += 1
-            kept.append(index)
-    return [results[index] for index in sorted(kept)]
-
-
-def _run_official(
-    ground_truth: GroundTruth, results: list[dict[str, Any]], *, iou_type: str, max_detections: int
-) -> Any:
-    """The official evaluation, done: `results` holds its numbers, `eval` its curves.
-
-    Those are precision [T, R, K, A] and recall [T, K, A] in float64, classes by ascending id, -1 without ground truth.
-    """
-    lvis_gt = lvis_api.make_ground_truth(ground_truth.dataset)
-    lvis_dt = lvis_api.make_results(lvis_gt, results, max_detections=max_detections)
-    evaluation = _evaluation_class()(
-        lvis_gt, lvis_dt, iou_type, ground_truth=ground_truth, max_detections=max_detections
-    )
-    evaluation.run()
-    return evaluation
 
 
 def _read(annotations: Any) -> tuple[Mapping[str, Any], str]:
@@ -235,22 +105,25 @@ def _read(annotations: Any) -> tuple[Mapping[str, Any], str]:
 
 def evaluate(
     annotations: Any,
-    results: Sequence[Mapping[str, Any]],
+    results: ResultTable | str | os.PathLike[str] | Iterable[Mapping[str, Any]],
     *,
     iou_types: Sequence[str] = IOU_TYPES,
     max_detections: int = 300,
     detections_per_class: int | None = None,
+    pooled: bool = False,
     image_ids: Iterable[int] | None = None,
     letters: Mapping[int, str] | None = None,
     fallback_letters: Mapping[int, str] | None = None,
+    backend: str = "fast",
 ) -> EvaluationResult:
     """Evaluates results against LVIS v0.5, LVIS v1 or COCO annotations.
 
     Args:
       annotations: path of the JSON, its contents, or an `Annotations` object.
-      results: LVIS result dicts (`eql_jax.evaluation.results`); they are not changed. None at all give zeros.
-      iou_types: 'bbox' and 'segm', or one of them. For masks the area of the mask decides on small, medium and large,
-        whether the result has a box or not, as in detectron2.
+      results: the path of a results file, a `ResultTable`, or LVIS result dicts (`eql_jax.evaluation.results`), which
+        are not changed. None at all give zeros.
+      iou_types: some of 'bbox', 'segm' and 'boundary'. For masks and boundaries the area of the mask decides on small,
+        medium and large, whether the result has a box or not, as in detectron2.
       max_detections: the best so many of each image count, over all classes and before anything else; -1: all. Of
         equal scores at the limit the first in `results` stay.
       detections_per_class: AP-fixed: the best so many of each class over all images count (10,000 in the paper); None:
@@ -258,20 +131,25 @@ def evaluate(
         images where nobody looked for their class among them; of equal scores at the limit the first in `results` stay,
         as in the paper's code. What a model or a file has cut per image before remains cut, and AP-fixed of 300
         detections an image says little: keep many more (`model.test.detections_per_image` of a config).
+      pooled: report AP-pool as well, of the same detections; the paper's has the limits of AP-fixed.
       image_ids: evaluate these images only, and skip the results of others.
       letters: frequency letters ('r', 'c', 'f') by category id, in place of the file's field `frequency`.
       fallback_letters: the same for categories without that field, all those of COCO. A class that gets no letter
         counts for the means over all classes only.
+      backend: 'fast', or 'official' for the `lvis` package; boundary and pooled numbers are the fast one's always.
 
     Raises:
-      FileNotFoundError: there is no such annotation file.
+      FileNotFoundError: there is no such annotation or results file.
       ValueError: the annotations cannot be used (see `read_annotation_json` and `prepare_ground_truth`), an IoU type is
-        unknown, a result lacks what it needs or is of an unknown image, or `detections_per_class` is below 1 or comes
-        with a limit per image.
-      ImportError: the `lvis` package is missing.
+        or the backend is unknown, a result lacks what it needs or is of an unknown image, or `detections_per_class` is
+        below 1 or comes with a limit per image.
+      ImportError: the `lvis` package is asked for and missing, or for boundaries OpenCV.
     """
-    if not iou_types or any(iou_type not in IOU_TYPES for iou_type in iou_types):
-        raise ValueError(f"iou_types: expected some of {IOU_TYPES}, found {tuple(iou_types)}")
+    known = (*IOU_TYPES, BOUNDARY)
+    if not iou_types or any(iou_type not in known for iou_type in iou_types):
+        raise ValueError(f"iou_types: expected some of {known}, found {tuple(iou_types)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {BACKENDS}, found {backend!r}")
     if detections_per_class is not None and detections_per_class < 1:
         raise ValueError(f"detections_per_class: expected at least 1, or None for no limit, got {detections_per_class}")
     if detections_per_class is not None and max_detections != -1:
@@ -281,57 +159,80 @@ def evaluate(
         )
     dataset, source = _read(annotations)
     image_ids = None if image_ids is None else list(image_ids)
+    prepared = prepare_ground_truth(
+        dataset,
+        image_ids=image_ids,
+        letters=letters,
+        fallback_letters=fallback_letters,
+        masks=any(iou_type != "bbox" for iou_type in iou_types),
+        source=source,
+    )
+    del dataset
+    table = _table(results)
+    category_letters = list(prepared.letters.values())
     metrics: dict[str, dict[str, float]] = {}
-    per_class: dict[str, np.ndarray] = {}
-    notes: dict[str, None] = {}  # a set that keeps its order
+    pools: dict[str, dict[str, float]] = {}
+    curves: dict[str, Curves] = {}
+    notes = dict.fromkeys(prepared.notes)  # a set that keeps its order
     for iou_type in iou_types:
-        ground_truth = prepare_ground_truth(
-            dataset,
-            image_ids=image_ids,
-            letters=letters,
-            fallback_letters=fallback_letters,
-            masks=iou_type == "segm",
-            source=source,
-        )
-        selected, result_notes = _select_results(results, ground_truth, all_images=image_ids is None, iou_type=iou_type)
-        notes.update(dict.fromkeys([*ground_truth.notes, *result_notes]))
+        masks = iou_type != "bbox"
+        ground_truth = prepared.for_masks() if masks else prepared
+        selected, result_notes = select(table, ground_truth, all_images=image_ids is None, masks=masks)
+        notes.update(dict.fromkeys(result_notes))
         counted = selected
         if detections_per_class is not None:
-            counted = _best_of_each_class(selected, detections_per_class)
-        evaluation = _run_official(ground_truth, counted, iou_type=iou_type, max_detections=max_detections)
-        values = dict(evaluation.results)
-        for group, letter in enumerate(LETTERS):
-            values[f"AP50{letter}"] = evaluation._summarize("ap", iou_thr=0.5, freq_group_idx=group)
-        metrics[iou_type] = {name: float(value) for name, value in values.items()}
-        per_class[iou_type] = evaluation.eval["precision"][:, :, :, 0]  # [T, R, K]
+            best = best_of_each(table.category_ids[selected], table.scores[selected], detections_per_class)
+            counted = selected[best]
+        official = backend == "official" and iou_type in IOU_TYPES
+        if official:
+            dicts = result_dicts(table, counted, masks=masks)
+            evaluation = run_official(ground_truth, dicts, iou_type=iou_type, max_detections=max_detections)
+            metrics[iou_type] = {name: float(value) for name, value in evaluation.results.items()}
+            curves[iou_type] = Curves(evaluation.eval["precision"], evaluation.eval["recall"])
+        if pooled or not official:
+            outcomes = run_fast(ground_truth, table, counted, iou_type=iou_type, max_detections=max_detections)
+        if not official:
+            curves[iou_type] = class_curves(outcomes)
+            metrics[iou_type] = summarize(curves[iou_type], category_letters, max_detections)
+        if pooled:
+            pools[iou_type] = summarize_pools(pooled_curves(outcomes, category_letters), max_detections)
 
-    instances = {category_id: 0 for category_id in ground_truth.letters}
-    for annotation in ground_truth.dataset["annotations"]:
-        instances[annotation["category_id"]] += 1
-    names = {category["id"]: category["name"] for category in ground_truth.dataset["categories"]}
-    classes = tuple(
-        ClassResult(
-            class_id=category_id,
-            name=names[category_id],
-            frequency=letter,
-            instances=instances[category_id],
-            ap={t: _mean_precision(p[:, :, index]) for t, p in per_class.items()},
-            ap50={t: _mean_precision(p[:1, :, index]) for t, p in per_class.items()},
-        )
-        for index, (category_id, letter) in enumerate(ground_truth.letters.items())
-    )
     return EvaluationResult(
         metrics=metrics,
-        classes=classes,
+        classes=_class_results(ground_truth, curves),
         num_images=len(ground_truth.dataset["images"]),
         num_annotations=len(ground_truth.dataset["annotations"]),
         num_detections=len(selected),
         max_detections=max_detections,
         detections_per_class=detections_per_class,
         notes=tuple(notes),
+        pooled=pools,
+        curves=curves,
     )
 
 
-def _mean_precision(precision: np.ndarray) -> float:
-    valid = precision[precision > -1]
-    return float(valid.mean()) if valid.size else -1.0
+def _table(results: ResultTable | str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> ResultTable:
+    if isinstance(results, ResultTable):
+        return results
+    if isinstance(results, (str, os.PathLike)):
+        return ResultTable.from_file(results)
+    return ResultTable.from_results(results)
+
+
+def _class_results(ground_truth: GroundTruth, curves: Mapping[str, Curves]) -> tuple[ClassResult, ...]:
+    instances = dict.fromkeys(ground_truth.letters, 0)
+    for annotation in ground_truth.dataset["annotations"]:
+        instances[annotation["category_id"]] += 1
+    names = {category["id"]: category["name"] for category in ground_truth.dataset["categories"]}
+    precision = {iou_type: c.precision[..., 0] for iou_type, c in curves.items()}  # [T, R, K]
+    return tuple(
+        ClassResult(
+            class_id=category_id,
+            name=names[category_id],
+            frequency=letter,
+            instances=instances[category_id],
+            ap={t: mean_of_valid(p[:, :, index]) for t, p in precision.items()},
+            ap50={t: mean_of_valid(p[:1, :, index]) for t, p in precision.items()},
+        )
+        for index, (category_id, letter) in enumerate(ground_truth.letters.items())
+    )

@@ -17,6 +17,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from eql_jax.data.polygons import parse_run_lengths, to_rle
 
 LETTERS = ("r", "c", "f")  # rare, common, frequent: the order of the official package
@@ -28,16 +30,29 @@ class GroundTruth:
     """What detections are measured against.
 
     Attributes:
-      dataset: LVIS JSON with the keys that the official code reads: images, annotations, categories.
+      dataset: LVIS JSON with the keys that the official code reads: images, annotations, categories. The segmentation
+        of an annotation is None where the file has no usable one.
       letters: 'r', 'c', 'f', or '' where unknown, by category id, for every category in ascending order of id.
       crowds: crowd annotations by (image id, category id).
+      federated: whether the file says which classes were looked for in which image; else all were in all.
       notes: one sentence for each kind of fault found.
     """
 
     dataset: dict[str, Any]
     letters: dict[int, str]
     crowds: dict[tuple[int, int], list[dict[str, Any]]]
+    federated: bool
     notes: tuple[str, ...]
+
+    def for_masks(self) -> GroundTruth:
+        """The same without the annotations that have no usable segmentation."""
+        kept = [a for a in self.dataset["annotations"] if a["segmentation"] is not None]
+        crowds = {key: [a for a in regions if a["segmentation"] is not None] for key, regions in self.crowds.items()}
+        return dataclasses.replace(
+            self,
+            dataset={**self.dataset, "annotations": kept},
+            crowds={key: regions for key, regions in crowds.items() if regions},
+        )
 
 
 class _Faults:
@@ -73,6 +88,8 @@ def _is_id(value: Any) -> bool:
 
 def _numbers(values: Any, *, count: int | None = None) -> bool:
     """Whether `values` is a list of finite numbers (and of this length)."""
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf":
+        return (count is None or len(values) == count) and bool(np.isfinite(values).all())
     try:
         return (count is None or len(values) == count) and all(map(math.isfinite, values))
     except TypeError:
@@ -126,7 +143,6 @@ def _clean_annotation(
     segmentation = _usable_segmentation(record.get("segmentation"), images[record["image_id"]])
     if segmentation is None and masks:
         faults.add("annotations without a usable segmentation, left out of the mask evaluation", record_id)
-        return None
     box, area = record.get("bbox"), record.get("area")
     if not _numbers(box, count=4) or not _numbers([area]):
         measured = _measure(segmentation, images[record["image_id"]])
@@ -185,7 +201,7 @@ def prepare_ground_truth(
       letters: frequency letters by category id, in place of the file's.
       fallback_letters: the same, for categories that have no letter in the file (COCO has none). Classes without any
         letter count for the means over all classes, and for none of APr, APc and APf.
-      masks: whether masks are evaluated; annotations without a usable one are then left out.
+      masks: whether masks are evaluated; a note then says which annotations have no usable one (see `for_masks`).
       source: what messages call the data set: the path of its file.
 
     Raises:
@@ -249,6 +265,7 @@ def prepare_ground_truth(
         dataset={"images": clean_images, "annotations": kept, "categories": list(categories.values())},
         letters=_clean_letters(categories, letters or {}, fallback_letters or {}),
         crowds=dict(crowds),
+        federated=federated,
         notes=faults.notes(),
     )
 

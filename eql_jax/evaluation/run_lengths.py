@@ -1,0 +1,176 @@
+"""Many masks as one: compressed COCO run lengths packed into a byte column, decoded many at a time.
+
+N masks, n of them that are asked for, C runs. Boxes are int64 [x1, y1, x2, y2] in pixels, ends exclusive.
+
+A Python dict and a string for each mask of a results file take more memory than the mask itself, and a call of
+pycocotools for each takes longer than its work. Here the strings lie end to end, areas and boxes of thousands of masks
+come from one pass of NumPy over their characters, and a mask becomes pycocotools' dict when it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_BLOCK_BYTES = 1 << 15  # characters decoded at a time: their arrays stay in the cache
+_MAX_CHARACTERS = 7  # of a number: 35 bits, more than any image has pixels
+
+
+class Runs(NamedTuple):
+    """Decoded run lengths: int64 [C], those of mask i at offsets[i]:offsets[i + 1]; bad bool [n]: not decodable."""
+
+    lengths: np.ndarray
+    offsets: np.ndarray
+    bad: np.ndarray
+
+
+class Measures(NamedTuple):
+    """areas int64 [n], boxes int64 [n, 4] (zeros where a mask is empty), bad bool [n]: no mask of its image's size."""
+
+    areas: np.ndarray
+    boxes: np.ndarray
+    bad: np.ndarray
+
+
+class PackedMasks(NamedTuple):
+    """Compressed run lengths of N masks.
+
+    Attributes:
+      text: uint8 [bytes], the strings end to end.
+      offsets: int64 [N + 1], string i is text[offsets[i]:offsets[i + 1]].
+      sizes: int32 [N, 2], height and width.
+    """
+
+    text: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def from_rles(cls, rles: Iterable[Mapping[str, Any]]) -> PackedMasks:
+        """Packs compressed run lengths, {'size', 'counts': str or bytes}."""
+        rles = list(rles)
+        texts = [r["counts"].encode() if isinstance(r["counts"], str) else r["counts"] for r in rles]
+        return cls(
+            np.frombuffer(b"".join(texts), np.uint8),
+            np.concatenate([[0], np.cumsum([len(text) for text in texts], dtype=np.int64)]).astype(np.int64),
+            np.array([r["size"] for r in rles], np.int32).reshape(-1, 2),
+        )
+
+    def rle(self, index: int) -> dict[str, Any]:
+        """One mask as pycocotools takes it."""
+        text = self.text[self.offsets[index] : self.offsets[index + 1]]
+        return {"size": self.sizes[index].tolist(), "counts": text.tobytes()}
+
+    def decode(self, index: np.ndarray) -> Runs:
+        """The runs of the masks int [n]."""
+        starts, sizes = self.offsets[index], self.offsets[index + 1] - self.offsets[index]
+        ends = np.cumsum(sizes)
+        position = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
+        return decode_text(self.text[position], np.concatenate([[0], ends]))
+
+    def measure(self, index: np.ndarray) -> Measures:
+        """Areas and boxes of the masks int [n], and which are no masks; exact, as pycocotools' area and toBbox."""
+        index = np.asarray(index, np.int64)
+        areas, boxes = np.zeros(len(index), np.int64), np.zeros((len(index), 4), np.int64)
+        bad = np.zeros(len(index), bool)
+        block = np.cumsum(self.offsets[index + 1] - self.offsets[index]) // _BLOCK_BYTES
+        cuts = np.flatnonzero(np.diff(block, prepend=-1)).tolist()
+        for start, end in zip(cuts, [*cuts, len(index)][1:], strict=True):
+            part = slice(start, end)
+            areas[part], boxes[part], bad[part] = _measure(
+                self.decode(index[part]), self.sizes[index[part]].astype(np.int64)
+            )
+        return Measures(areas, boxes, bad)
+
+
+def decode_text(text: np.ndarray, offsets: np.ndarray) -> Runs:
+    """Decodes strings of compressed run lengths that lie end to end.
+
+    Five bits a character (minus 48), the lowest first; 0x20 says that more follow, 0x10 of the last is the sign. From
+    the fourth run on, the difference to the run two before is stored.
+
+    Args:
+      text: uint8 [bytes].
+      offsets: int64 [n + 1], string i is text[offsets[i]:offsets[i + 1]].
+    """
+    sizes = np.diff(offsets)
+    bad = sizes == 0
+    strange = np.flatnonzero((text < 48) | (text > 111))
+    bad[np.searchsorted(offsets, strange, side="right") - 1] = True
+    codes = text - np.uint8(48)
+    last = (codes & 0x20) == 0
+    final = offsets[1:][sizes > 0] - 1
+    bad[np.flatnonzero(sizes)[~last[final]]] = True  # ends in the middle of a number
+    last[final] = True
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+    characters = ends - starts + 1
+    run_offsets = np.concatenate([[0], np.cumsum(last)])[offsets]
+    number = np.diff(run_offsets)
+    long = np.flatnonzero(characters > _MAX_CHARACTERS)
+    bad[np.searchsorted(run_offsets, long, side="right") - 1] = True
+    values = (codes[starts] & 0x1F).astype(np.int64)
+    more = np.flatnonzero(characters > 1)
+    for k in range(1, _MAX_CHARACTERS):
+        values[more] |= (codes[starts[more] + k].astype(np.int64) & 0x1F) << (5 * k)
+        more = more[characters[more] > k + 1]
+    negative = np.flatnonzero(codes[ends] & 0x10)
+    values[negative] -= np.int64(1) << (5 * np.minimum(characters[negative], _MAX_CHARACTERS))
+    place = np.arange(len(values)) - np.repeat(run_offsets[:-1], number)
+    odd = np.flatnonzero(place & 1)
+    even = np.flatnonzero((place & 1 == 0) & (place >= 2))
+    values[odd] = _running_sums(values[odd], number // 2)
+    values[even] = _running_sums(values[even], np.maximum(number - 1, 0) // 2)
+    bad[np.searchsorted(run_offsets, np.flatnonzero(values < 0), side="right") - 1] = True
+    return Runs(values, run_offsets, bad)
+
+
+def _running_sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Cumulative sums that begin anew after `sizes` values each."""
+    sums = np.concatenate([[0], np.cumsum(values)])
+    return sums[1:] - np.repeat(sums[np.cumsum(sizes) - sizes], sizes)
+
+
+def _measure(runs: Runs, sizes: np.ndarray) -> Measures:
+    number = np.diff(runs.offsets)
+    owner = np.repeat(np.arange(len(sizes)), number)
+    ends = _running_sums(runs.lengths, number)
+    totals = np.zeros(len(sizes), np.int64)
+    full = number > 0
+    totals[full] = ends[runs.offsets[1:][full] - 1]
+    bad = runs.bad | (totals != sizes[:, 0] * sizes[:, 1])
+    is_object = ((np.arange(len(owner)) - runs.offsets[owner]) & 1 == 1) & (runs.lengths > 0) & ~bad[owner]
+    owner, ends, lengths = owner[is_object], ends[is_object], runs.lengths[is_object]
+    areas = np.bincount(owner, lengths, minlength=len(sizes)).astype(np.int64)  # exact: far below 2 ** 53
+    boxes = np.zeros((len(sizes), 4), np.int64)
+    if len(owner):
+        heights = sizes[owner, 0]
+        left, top = np.divmod(ends - lengths, heights)
+        right, bottom = np.divmod(ends - 1, heights)
+        top[left != right], bottom[left != right] = 0, heights[left != right] - 1
+        first = np.flatnonzero(np.diff(owner, prepend=-1))
+        rows = owner[first]
+        for column, (ufunc, values) in enumerate(
+            [(np.minimum, left), (np.minimum, top), (np.maximum, right + 1), (np.maximum, bottom + 1)]
+        ):
+            boxes[rows, column] = ufunc.reduceat(values, first)
+    return Measures(areas, boxes, bad)
+
+
+def crop_of(lengths: np.ndarray, box: np.ndarray, height: int) -> np.ndarray:
+    """The pixels of a mask in its box, uint8 0/1 [y2 - y1, x2 - x1].
+
+    Args:
+      lengths: int64 [runs] of the whole mask.
+      box: int64 [4]; the mask is zero outside of it.
+      height: of the whole mask.
+    """
+    x1, y1, x2, y2 = box.tolist()
+    ends = np.clip(np.cumsum(lengths) - x1 * height, 0, (x2 - x1) * height)
+    columns = np.repeat((np.arange(len(ends)) & 1).astype(np.uint8), np.diff(ends, prepend=0))
+    # Behind the last run, which may be one of the object, there is nothing.
+    pixels = np.zeros((x2 - x1) * height, np.uint8)
+    pixels[: len(columns)] = columns
+    return pixels.reshape(x2 - x1, height).T[y1:y2]
