@@ -4,7 +4,7 @@ B images of a batch on this host, K classes. Into the output directory go
 
     results.host0000.json ...   what each host detected, LVIS format
     results.json                all of it
-    metrics.json, table.txt     AP and AR of boxes and masks, and AP-fixed where the config asks for it
+    metrics.json, table.txt     AP and AR of boxes and masks; AP-fixed, AP-pool, boundary AP where the config asks
     classes.csv                 AP of every class beside its training frequency
     pictures/                   detections beside ground truth, some images
 
@@ -30,9 +30,10 @@ from tqdm import tqdm
 from eql_jax.data.categories import ClassStatistics
 from eql_jax.data.images import ImageError, read_record_image
 from eql_jax.data.records import Annotations, ImageRecord, evenly_spaced
-from eql_jax.evaluation.evaluator import AP_FIXED_DETECTIONS, IOU_TYPES, EvaluationResult, evaluate
-from eql_jax.evaluation.results import Result, ResultWriter, detections_to_results, host_file, merge_results
-from eql_jax.evaluation.tables import format_table, write_class_csv, write_metrics_json
+from eql_jax.evaluation.columns import Result, ResultTable
+from eql_jax.evaluation.evaluator import AP_FIXED_DETECTIONS, BOUNDARY, IOU_TYPES, EvaluationResult, evaluate
+from eql_jax.evaluation.results import ResultWriter, detections_to_results, host_file, merge_results
+from eql_jax.evaluation.tables import format_pooled_table, format_table, write_class_csv, write_metrics_json
 from eql_jax.visualize import class_labels, draw_detections, draw_objects, side_by_side
 from eql_jax.visualize.ground_truth import record_objects
 
@@ -110,8 +111,9 @@ def run_evaluation(
       batches: this host's; where they have `records` (by image id), those images are evaluated, whether or not their
         file could be read. Else all of the annotation file's are.
       annotations: the evaluation set.
-      config: reads eval.max_detections, eval.ap_fixed, eval.pictures, log.progress and data.workers; for AP-fixed also
-        model.test.detections_per_image, because results.json then has all that the model found in an image.
+      config: reads eval.max_detections, eval.ap_fixed, eval.ap_pool, eval.boundary, eval.backend, eval.pictures,
+        log.progress and data.workers; for AP-fixed and AP-pool also model.test.detections_per_image, because
+        results.json then has all that the model found in an image.
       out_dir: see the module's head; files of an earlier evaluation there are replaced.
       statistics: training frequencies, for the table of classes, and for the letters of classes without one in the
         file.
@@ -124,13 +126,14 @@ def run_evaluation(
 
     Returns:
       Metrics such as 'segm/AP' and 'bbox/AP50r' (`EvaluationResult.flat`), shares of 1, -1 without ground truth; with
-      eval.ap_fixed also 'segm_fixed/AP' and so on (`metric_names`).
+      eval.ap_fixed also 'segm_fixed/AP' and so on, with eval.ap_pool 'segm_pool/AP', with eval.boundary 'boundary/AP'
+      (`metric_names`).
     """
     out_dir = Path(out_dir)
-    max_detections, ap_fixed = config.eval.max_detections, config.eval.ap_fixed
-    # AP-fixed takes all that the model found; the evaluator then limits the images for the other metrics. Boxes that
-    # clipping left empty are gone by then, where else they count for the limit.
-    written = config.model.test.detections_per_image if ap_fixed else max_detections
+    max_detections, ap_fixed, ap_pool = config.eval.max_detections, config.eval.ap_fixed, config.eval.ap_pool
+    # AP-fixed and AP-pool take all that the model found; the evaluator then limits the images for the other metrics.
+    # Boxes that clipping left empty are gone by then, where else they count for the limit.
+    written = config.model.test.detections_per_image if ap_fixed or ap_pool else max_detections
     class_ids = annotations.class_ids if class_ids is None else class_ids
     started = time.monotonic()
     images = 0
@@ -149,15 +152,25 @@ def run_evaluation(
     seconds = time.monotonic() - started
     if num_hosts > 1:
         _wait_for_all_hosts()
-    names = metric_names(max_detections, ap_fixed=ap_fixed)
+    names = metric_names(max_detections, ap_fixed=ap_fixed, ap_pool=ap_pool, boundary=config.eval.boundary)
     if host > 0:
         return _share_metrics(None, names)
 
     results = merge_results(out_dir, num_hosts=num_hosts)
     letters = None if statistics is None else _by_id(statistics, statistics.frequencies)
-    options = {"image_ids": None if records is None else records.keys(), "fallback_letters": letters}
+    options = {
+        "iou_types": (*IOU_TYPES, BOUNDARY) if config.eval.boundary else IOU_TYPES,
+        "image_ids": None if records is None else records.keys(),
+        "fallback_letters": letters,
+        "backend": config.eval.backend,
+    }
     result = evaluate(annotations, results, max_detections=max_detections, **options)
-    fixed = _evaluate_ap_fixed(annotations, results, written, **options) if ap_fixed else None
+    unlimited = None
+    if ap_fixed or ap_pool:
+        unlimited = _evaluate_unlimited(annotations, results, written, pooled=ap_pool, **options)
+    fixed, pooled = unlimited if ap_fixed else None, unlimited if ap_pool else None
+    if ap_fixed and ap_pool:
+        pooled = dataclasses.replace(unlimited, notes=())  # said once
     absent = annotations.report.counts.get("missing image", 0)
     if absent:
         log(
@@ -165,7 +178,7 @@ def run_evaluation(
             "evaluated: these numbers are not those of the whole set"
         )
     log(f"{images} images on this host in {seconds:.1f} s ({images / max(seconds, 1e-9):.2f} images/s)")
-    _write_tables(out_dir, result, fixed, statistics, step, log)
+    _write_tables(out_dir, result, fixed, pooled, statistics, step, log)
     for skipped in getattr(batches, "skipped", ()):
         log(f"not read, so its objects count as missed: {skipped.path}: {skipped.reason}")
     count = config.eval.pictures if pictures is None else pictures
@@ -177,30 +190,34 @@ def run_evaluation(
         log(f"{drawn} pictures in {folder}")
     metrics = result.flat()
     if fixed is not None:
-        metrics |= {_fixed_name(name): value for name, value in fixed.flat().items()}
+        metrics |= {_suffixed(name, "fixed"): value for name, value in fixed.flat().items()}
+    if pooled is not None:
+        pools = dataclasses.replace(pooled, metrics=pooled.pooled).flat()
+        metrics |= {_suffixed(name, "pool"): value for name, value in pools.items()}
     return _share_metrics(metrics, names) if num_hosts > 1 else metrics
 
 
-def _evaluate_ap_fixed(
-    annotations: Annotations, results: Sequence[Result], detections_per_image: int, **options: Any
+def _evaluate_unlimited(
+    annotations: Annotations, results: ResultTable, detections_per_image: int, *, pooled: bool, **options: Any
 ) -> EvaluationResult:
-    """AP-fixed, with a note where the model's own limit per image stands in its way, and not the other notes again."""
-    fixed = evaluate(annotations, results, max_detections=-1, detections_per_class=AP_FIXED_DETECTIONS, **options)
-    per_image = collections.Counter(result["image_id"] for result in results)
-    full = sum(count >= detections_per_image for count in per_image.values())
+    """AP-fixed and AP-pool, with a note where the model's limit per image stands in the way, and no other notes."""
+    limits = {"max_detections": -1, "detections_per_class": AP_FIXED_DETECTIONS}
+    found = evaluate(annotations, results, pooled=pooled, **limits, **options)
+    _, per_image = np.unique(results.image_ids, return_counts=True)
+    full = np.count_nonzero(per_image >= detections_per_image)
     notes = ()
     if full:
         notes = (
-            f"{full} of {fixed.num_images} images have as many detections as model.test.detections_per_image "
-            f"{detections_per_image} allows; AP-fixed has no limit per image, so raise it until this note goes",
+            f"{full} of {found.num_images} images have as many detections as model.test.detections_per_image "
+            f"{detections_per_image} allows; AP-fixed and AP-pool have none, so raise it until this note goes",
         )
-    return dataclasses.replace(fixed, notes=notes)
+    return dataclasses.replace(found, notes=notes)
 
 
 def draw_pictures(
     folder: Path,
     records: Sequence[ImageRecord],
-    results: Sequence[Result],
+    results: ResultTable,
     annotations: Annotations,
     evaluated: EvaluationResult,
     *,
@@ -212,10 +229,7 @@ def draw_pictures(
         [c.name for c in evaluated.classes],
         [c.frequency for c in evaluated.classes],
     )
-    by_image: dict[int, list[Result]] = {record.id: [] for record in records}
-    for result in results:
-        if result["image_id"] in by_image and result["category_id"] in labels:
-            by_image[result["image_id"]].append(result)
+    by_image = results.of_images([record.id for record in records])
     folder.mkdir(parents=True, exist_ok=True)
     drawn = 0
     for record in records:
@@ -223,7 +237,8 @@ def draw_pictures(
             image = read_record_image(record)
         except ImageError:
             continue  # reported when it was met in its batch
-        left = draw_detections(image, by_image[record.id], labels, score_threshold=score_threshold)
+        known = [result for result in by_image[record.id] if result["category_id"] in labels]
+        left = draw_detections(image, known, labels, score_threshold=score_threshold)
         right = draw_objects(image, record_objects(record, annotations.class_ids), labels)
         titles = [f"detections, score {score_threshold:g} and above", f"ground truth, image {record.id}"]
         side_by_side([left, right], titles).save(folder / f"{record.id:012d}.png")
@@ -235,14 +250,21 @@ def _write_tables(
     out_dir: Path,
     result: EvaluationResult,
     fixed: EvaluationResult | None,
+    pooled: EvaluationResult | None,
     statistics: ClassStatistics | None,
     step: int | None,
     log: Callable[[str], None],
 ) -> None:
-    table = format_table(result) if fixed is None else f"{format_table(result)}\n\n{format_table(fixed)}"
+    tables = [format_table(result)]
+    if fixed is not None:
+        tables.append(format_table(fixed))
+    if pooled is not None:
+        tables.append(format_pooled_table(pooled))
+    table = "\n\n".join(tables)
     log(table)
     (out_dir / "table.txt").write_text(table + "\n", encoding="utf-8")
-    write_metrics_json(out_dir / "metrics.json", result, extra={} if step is None else {"step": step}, ap_fixed=fixed)
+    extra = {} if step is None else {"step": step}
+    write_metrics_json(out_dir / "metrics.json", result, extra=extra, ap_fixed=fixed, ap_pool=pooled)
     write_class_csv(
         out_dir / "classes.csv",
         result,
@@ -256,15 +278,22 @@ def _by_id(statistics: ClassStatistics, values: Sequence[Any]) -> dict[int, Any]
     return dict(zip(statistics.category_ids.tolist(), values, strict=True))
 
 
-def metric_names(max_detections: int, *, ap_fixed: bool = False) -> list[str]:
-    """The keys that `run_evaluation` returns."""
-    names = [f"{t}/{name}" for t in IOU_TYPES for name in (*_METRICS, *(f"{r}@{max_detections}" for r in _RECALLS))]
-    return names + ([_fixed_name(name) for name in metric_names(-1)] if ap_fixed else [])
+def metric_names(
+    max_detections: int, *, ap_fixed: bool = False, ap_pool: bool = False, boundary: bool = False
+) -> list[str]:
+    """The keys that `run_evaluation` returns, always in this order."""
+    iou_types = (*IOU_TYPES, BOUNDARY) if boundary else IOU_TYPES
+
+    def names(limit: int) -> list[str]:
+        return [f"{t}/{name}" for t in iou_types for name in (*_METRICS, *(f"{r}@{limit}" for r in _RECALLS))]
+
+    unlimited = [kind for kind, wanted in (("fixed", ap_fixed), ("pool", ap_pool)) if wanted]
+    return names(max_detections) + [_suffixed(name, kind) for kind in unlimited for name in names(-1)]
 
 
-def _fixed_name(name: str) -> str:
+def _suffixed(name: str, kind: str) -> str:
     """'segm/AP' -> 'segm_fixed/AP'."""
-    return name.replace("/", "_fixed/", 1)
+    return name.replace("/", f"_{kind}/", 1)
 
 
 def _wait_for_all_hosts() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from eql_jax.evaluation.evaluator import EvaluationResult
 
-IOU_TYPE_NAMES = {"bbox": "boxes", "segm": "masks"}
+IOU_TYPE_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundary"}
 _COLUMNS = ("all", "rare", "common", "frequent", "small", "medium", "large")
 # Which metric stands under which column; {n} is the limit of detections per image.
 _ROWS = {
@@ -24,7 +24,7 @@ _ROWS = {
     "AP75": ("AP75", None, None, None, None, None, None),
     "AR": ("AR@{n}", None, None, None, "ARs@{n}", "ARm@{n}", "ARl@{n}"),
 }
-_LABEL_WIDTH, _COLUMN_WIDTH = 12, 9
+_LABEL_WIDTH, _COLUMN_WIDTH = 14, 9
 
 
 def _line(label: str, cells: list[str]) -> str:
@@ -32,7 +32,7 @@ def _line(label: str, cells: list[str]) -> str:
 
 
 def format_table(result: EvaluationResult) -> str:
-    """The table of boxes and masks by frequency and size, in percent, with the notes of the evaluation below it."""
+    """The table of each IoU type by frequency and size, in percent, with the notes of the evaluation below it."""
     limit = f"at most {result.max_detections} an image" if result.max_detections >= 0 else "no limit per image"
     if result.detections_per_class is not None:
         limit = f"AP-fixed: the best {result.detections_per_class} of each class"
@@ -45,16 +45,29 @@ def format_table(result: EvaluationResult) -> str:
     annotated = [c for c in result.classes if c.instances]
     counts = [len(annotated), *(sum(c.frequency == letter for c in annotated) for letter in "rcf")]
     lines.append(_line("classes", [str(count) for count in counts]))
-    for iou_type, values in result.metrics.items():
+    lines += _metric_lines(result.metrics, result.max_detections)
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join(lines)
+
+
+def format_pooled_table(result: EvaluationResult) -> str:
+    """The table of AP-pool; rare, common and frequent are pools of their own. The evaluation was asked for pools."""
+    lines = ["AP-pool: the detections of all classes ranked together. Percent; '-': no ground truth.", ""]
+    lines += [_line("", list(_COLUMNS)), *_metric_lines(result.pooled, result.max_detections)]
+    return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
+
+
+def _metric_lines(metrics: Mapping[str, Mapping[str, float]], max_detections: int) -> list[str]:
+    lines = []
+    for iou_type, values in metrics.items():
         lines.append("-" * (_LABEL_WIDTH + _COLUMN_WIDTH * len(_COLUMNS)))
         for row, names in _ROWS.items():
             cells = []
             for name in names:
-                value = None if name is None else values[name.format(n=result.max_detections)]
+                value = None if name is None else values[name.format(n=max_detections)]
                 cells.append("" if value is None else "-" if value < 0 else f"{100 * value:.1f}")
             lines.append(_line(f"{IOU_TYPE_NAMES[iou_type]} {row}", cells))
-    lines += [f"note: {note}" for note in result.notes]
-    return "\n".join(lines)
+    return lines
 
 
 def write_class_csv(
@@ -68,8 +81,8 @@ def write_class_csv(
     """Writes a row per class.
 
     Columns: class_id, name, frequency, train_images, train_instances, instances (those evaluated on), and AP and AP50
-    of boxes and masks, as shares of 1; with `ap_fixed` the same once more, such as masks_AP_fixed. A cell without a
-    value is empty.
+    of boxes, masks and boundaries, as far as they were evaluated, as shares of 1; with `ap_fixed` the same once more,
+    such as masks_AP_fixed. A cell without a value is empty. AP-pool has no value for a class.
 
     Args:
       path: the file to write.
@@ -102,23 +115,28 @@ def write_metrics_json(
     *,
     extra: Mapping[str, Any] | None = None,
     ap_fixed: EvaluationResult | None = None,
+    ap_pool: EvaluationResult | None = None,
 ) -> None:
     """Writes the metrics, what they were measured on, and `extra` (the step, say) as JSON; null: no ground truth.
 
-    With `ap_fixed`, an evaluation with `detections_per_class`, the same of it goes under that key.
+    With `ap_fixed`, an evaluation with `detections_per_class`, the same of it goes under that key; with `ap_pool`, one
+    that was asked for pools, these metrics of it under that one.
     """
-    content = {**(extra or {}), **_measured(result)}
-    if ap_fixed is not None:
-        content["ap_fixed"] = {"detections_per_class": ap_fixed.detections_per_class, **_measured(ap_fixed)}
+    content = {**(extra or {}), **_measured(result, result.metrics)}
+    for key, evaluated in (("ap_fixed", ap_fixed), ("ap_pool", ap_pool)):
+        if evaluated is not None:
+            metrics = evaluated.metrics if key == "ap_fixed" else evaluated.pooled
+            limit = {"detections_per_class": evaluated.detections_per_class}
+            content[key] = {**limit, **_measured(evaluated, metrics)}
     Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _measured(result: EvaluationResult) -> dict[str, Any]:
+def _measured(result: EvaluationResult, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     return {
         "num_images": result.num_images,
         "num_annotations": result.num_annotations,
         "num_detections": result.num_detections,
         "max_detections": result.max_detections,
         "notes": list(result.notes),
-        "metrics": {t: {name: None if v < 0 else v for name, v in m.items()} for t, m in result.metrics.items()},
+        "metrics": {t: {name: None if v < 0 else v for name, v in m.items()} for t, m in metrics.items()},
     }

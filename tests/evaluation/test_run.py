@@ -16,7 +16,14 @@ from tests.evaluation.synthetic_lvis import HEIGHT, WIDTH
 
 CONFIG = ConfigDict(
     {
-        "eval": {"max_detections": 300, "ap_fixed": False, "pictures": 2},
+        "eval": {
+            "max_detections": 300,
+            "ap_fixed": False,
+            "ap_pool": False,
+            "boundary": False,
+            "backend": "fast",
+            "pictures": 2,
+        },
         "model": {"test": {"detections_per_image": 8}},
         "log": {"progress": False},
         "data": {"workers": 2},
