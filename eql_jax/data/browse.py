@@ -295,7 +295,7 @@ def browse(options: argparse.Namespace, overrides: Sequence[str]) -> Path:
     try:
         return write_page(
             options.out,
-            title=f"{config.name}: {annotations.raw.name}",
+            title=f"{config.name}: {config.data.train_annotations or annotations.raw}",
             annotations=annotations,
             statistics=statistics,
             iterator=iterator,
