@@ -106,13 +106,13 @@ def run_fast(
     wanted = keys >= 0 if truth.verified is None else _is_in(keys, truth.verified)
     rows, keys = rows[wanted], keys[wanted]
     if iou_type == "bbox":
-        areas = table.boxes[rows, 2] * table.boxes[rows, 3]
+        with np.errstate(over="ignore"):
+            areas = table.boxes[rows, 2] * table.boxes[rows, 3]
     else:
         measures = table.masks.measure(rows)
         _check_masks(table, rows, measures)
         areas = measures.areas.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        order = np.flatnonzero((areas > 0) & (areas < np.inf))  # as above; NaN is out, too
+    order = np.flatnonzero((areas > 0) & (areas < np.inf))  # as above; NaN is out, too
     order = order[np.lexsort((-table.scores[rows[order]], keys[order]))]  # stable
     rows, keys, areas = rows[order], keys[order], areas[order]
     if iou_type == "bbox":

@@ -7,7 +7,8 @@ Four things stand in the way of a plain `import lvis`:
 * `lvis.vis` imports OpenCV for drawing, and OpenCV needs libGL, which slim images lack. When that import fails, a
   stand-in takes its place for the time of the import; evaluation never calls it.
 * the import calls `logging.basicConfig`, which gives the root logger a handler. It is taken away again.
-* results that are empty crash `LVISResults`. `make_results` gives an object without detections instead.
+* results that are empty, or a limit of none an image, crash `LVISResults`. `make_results` gives an object without
+  detections instead.
 
 The import takes a second (it draws in matplotlib), so it happens on the first call of `load`, not with this module.
 """
@@ -149,7 +150,7 @@ def make_results(ground_truth: Any, results: list[dict[str, Any]], *, max_detect
     api = load()
     # The package copies the whole data set to replace its annotations; an empty list makes that copy cheap.
     shell = make_ground_truth({**ground_truth.dataset, "annotations": []})
-    if not results:
+    if not results or not max_detections:
         empty = api.LVISResults.__new__(api.LVISResults)
         empty.logger, empty.dataset = shell.logger, shell.dataset
         empty._create_index()

@@ -3,7 +3,8 @@
 The protocol, in this order: the best 300 detections per image; those of no area go; those of classes that are neither
 annotated nor verified absent in the image go; greedy matching per class and image by falling score; unmatched ones are
 ignored where their class is not exhaustively annotated, or where their area is out of range. AP-fixed takes the best N
-of every class over all images in place of the best 300 of every image.
+of every class over all images in place of the best 300 of every image. AP-pool ranks the detections of several classes
+as if they were of one, once they are matched.
 """
 
 import numpy as np
@@ -69,8 +70,11 @@ def average_precision(scores, hits, ignored, num_truth):
     return np.where(at < len(precision), precision[np.minimum(at, len(precision) - 1)], 0.0), recall[-1]
 
 
-def evaluate(dataset, results, *, masks, max_detections=300, detections_per_class=None):
-    """All metrics as a dict, and AP of each class by rising category id (-1 without ground truth)."""
+def evaluate(dataset, results, *, masks, max_detections=300, detections_per_class=None, pools=None):
+    """All metrics as a dict, and AP of each class by rising category id (-1 without ground truth).
+
+    `pools`, lists of category ids, take the place of classes; the metrics with a letter are then -1.
+    """
     if detections_per_class is not None:
         scores = np.array([r["score"] for r in results])
         classes = np.array([r["category_id"] for r in results])
@@ -101,25 +105,28 @@ def evaluate(dataset, results, *, masks, max_detections=300, detections_per_clas
         return np.count_nonzero(shape(record)) if masks else record["bbox"][2] * record["bbox"][3]
 
     categories = sorted(dataset["categories"], key=lambda c: c["id"])
-    precisions = {name: np.full((10, len(categories), 101), -1.0) for name in AREAS}
-    recalls = {name: np.full((10, len(categories)), -1.0) for name in AREAS}
     kept = {}
     for image_id, found in by_image.items():
         found = sorted(found, key=lambda r: -r["score"])
         kept[image_id] = [r for r in found[: max_detections if max_detections >= 0 else None] if area(r) > 0]
-    for index, category in enumerate(categories):
+    ids = [c["id"] for c in categories]
+    groups = [[i] for i in ids] if pools is None else pools
+    precisions = {name: np.full((10, len(groups), 101), -1.0) for name in AREAS}
+    recalls = {name: np.full((10, len(groups)), -1.0) for name in AREAS}
+    for index, group in enumerate(groups):
         per_image = []
         for image_id in sorted(images):
-            image = images[image_id]
-            objects = [a for a in truth[image_id] if a["category_id"] == category["id"]]
-            if not objects and category["id"] not in image["neg_category_ids"]:
-                continue
-            found = [r for r in kept[image_id] if r["category_id"] == category["id"]]
-            iou = mask_iou if masks else box_iou
-            ious = np.array([[iou(shape(r), shape(o)) for o in objects] for r in found]).reshape(
-                len(found), len(objects)
-            )
-            per_image.append((found, objects, ious, category["id"] in image["not_exhaustive_category_ids"]))
+            for category_id in sorted(group):
+                image = images[image_id]
+                objects = [a for a in truth[image_id] if a["category_id"] == category_id]
+                if not objects and category_id not in image["neg_category_ids"]:
+                    continue
+                found = [r for r in kept[image_id] if r["category_id"] == category_id]
+                iou = mask_iou if masks else box_iou
+                ious = np.array([[iou(shape(r), shape(o)) for o in objects] for r in found]).reshape(
+                    len(found), len(objects)
+                )
+                per_image.append((found, objects, ious, category_id in image["not_exhaustive_category_ids"]))
         for name, (low, high) in AREAS.items():
             out = [np.array([not low <= o["area"] <= high for o in objects], bool) for _, objects, _, _ in per_image]
             num_truth = sum(np.count_nonzero(~o) for o in out)
@@ -140,7 +147,7 @@ def evaluate(dataset, results, *, masks, max_detections=300, detections_per_clas
         values = values[values > -1]
         return values.mean() if values.size else -1.0
 
-    letters = np.array([c["frequency"] for c in categories])
+    letters = np.array([c["frequency"] for c in categories] if pools is None else [""] * len(pools))
     metrics = {"AP": mean(precisions[""]), "AP50": mean(precisions[""][0]), "AP75": mean(precisions[""][5])}
     for letter in "rcf":
         metrics[f"AP{letter}"] = mean(precisions[""][:, letters == letter])
@@ -149,4 +156,4 @@ def evaluate(dataset, results, *, masks, max_detections=300, detections_per_clas
         metrics[f"AR{name}@{max_detections}"] = mean(recalls[name])
         if name:
             metrics[f"AP{name}"] = mean(precisions[name])
-    return metrics, np.array([mean(precisions[""][:, i]) for i in range(len(categories))])
+    return metrics, np.array([mean(precisions[""][:, i]) for i in range(len(groups))])

@@ -1,0 +1,215 @@
+"""Results as columns, read piece by piece, and packed run lengths against pycocotools."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+
+from eql_jax.evaluation import columns, result_reader
+from eql_jax.evaluation.columns import NO_MASK, OTHER_MASK, RUN_LENGTHS, ResultTable
+from eql_jax.evaluation.result_reader import read_results
+from eql_jax.evaluation.results import ResultWriter
+from eql_jax.evaluation.run_lengths import PackedMasks, crop_of, decode_text
+from eql_jax.evaluation.selection import best_of_each
+
+# -------------------------------------------------------------------------------------------------------- columns
+
+
+def test_results_come_back_as_they_were(lvis_case):
+    _, results = lvis_case
+    table = ResultTable.from_results(results)
+    assert table.size == len(results) and list(table.results()) == results
+    assert table.image_ids.dtype == table.category_ids.dtype == np.int64 and table.boxes.shape == (len(results), 4)
+    chosen = [results[0]["image_id"], 5, results[-1]["image_id"]]
+    found = table.of_images(chosen)
+    assert list(found) == chosen and found[5] == []
+    assert found[chosen[0]] == [r for r in results if r["image_id"] == chosen[0]]
+
+
+def test_with_and_without_boxes_and_masks():
+    mask = {"size": [3, 3], "counts": "09"}
+    result = {"image_id": 1.0, "category_id": 2, "score": 1}
+    results = [
+        {**result, "bbox": [1, 2, 3, 4], "other": "left"},
+        {**result, "segmentation": {**mask, "counts": b"09"}},
+        {**result, "bbox": None, "segmentation": [[0, 0, 1, 1, 2, 2]]},
+        {**result, "segmentation": {"size": [3, 3], "counts": [0, 9]}},
+    ]
+    table = ResultTable.from_results(results)
+    assert table.has_box.tolist() == [True, False, False, False]
+    assert table.mask_kind.tolist() == [NO_MASK, RUN_LENGTHS, OTHER_MASK, OTHER_MASK]
+    kept = {"image_id": 1, "category_id": 2, "score": 1.0}
+    assert list(table.results()) == [{**kept, "bbox": [1, 2, 3, 4]}, {**kept, "segmentation": mask}, kept, kept]
+    assert ResultTable.from_results([]).size == 0
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"image_id": "7"}, "found {'image_id': '7'"),
+        ({"image_id": 1.5}, "found {'image_id': 1.5"),
+        ({"category_id": None}, "'category_id': None"),
+        ({"score": "high"}, "'score': 'high'"),
+        ({"score": float("nan")}, "'score': nan"),
+        ({"bbox": [1, 2, 3]}, r"'bbox': \[1, 2, 3\]"),
+        ({"bbox": "box"}, "'bbox': 'box'"),
+    ],
+)
+def test_faults_are_named_by_number(tmp_path, change, message):
+    good = {"image_id": 1, "category_id": 2, "score": 0.5, "bbox": [1, 2, 3, 4]}
+    results = [good] * 5000 + [{**good, **change}, good]
+    with pytest.raises(ValueError, match=f"^result 5000: expected integers as image_id.*{message}"):
+        ResultTable.from_results(results)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=f"^{path}: result 5000: expected"):
+        ResultTable.from_file(path)
+    with pytest.raises(ValueError, match="^result 1: expected a dict, found 3"):
+        ResultTable.from_results([good, 3])
+
+
+def test_the_best_of_each_group():
+    groups, scores = np.array([1, 2, 1, 1, 2, 1]), np.array([0.5, 0.1, 0.9, 0.5, 0.2, 0.5])
+    assert best_of_each(groups, scores, 2).tolist() == [0, 1, 2, 4], "of equal scores the first"
+    assert best_of_each(groups, scores, 1).tolist() == [2, 4]
+    assert best_of_each(groups, scores, 0).tolist() == []
+    assert best_of_each(groups, scores, -1).tolist() == list(range(6))
+
+
+# --------------------------------------------------------------------------------------------------------- reader
+
+
+@pytest.mark.parametrize("window", [1, 7, 1000, 1 << 22])
+@pytest.mark.parametrize("style", [{}, {"indent": 1}, {"separators": (",", ":")}, "lines"])
+def test_any_json_through_any_window(tmp_path, monkeypatch, lvis_case, window, style):
+    results = [{**r, "note": '}, {"é'} for r in lvis_case[1][: 5 if window == 1 else 100]]
+    path = tmp_path / "results.json"
+    if style == "lines":
+        with ResultWriter(path) as writer:
+            writer.write(results)
+    else:
+        path.write_text(json.dumps(results, ensure_ascii=False, **style), encoding="utf-8")
+    monkeypatch.setattr(result_reader, "_WINDOW", window)
+    assert list(read_results(path)) == results
+
+
+@pytest.mark.parametrize("text", ["[]", " [ ] \n", "\ufeff[]\n"])
+def test_empty_lists(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text, encoding="utf-8")
+    assert list(read_results(path)) == []
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "expected '\\[', found ''.*of 0, after 0 results"),
+        ("[", "after 0 results"),
+        ('[{"a":1},', "Expecting value.*after 1 results"),
+        ('[{"a":1}', "expected ',' or '\\]', found ''"),
+        ('[{"a":1}]x', "more text after the list"),
+        ("[]x", "more text after the list"),
+        ('[{"a":1} {"b":2}]', "expected ',' or '\\]', found '{'"),
+        ('[{"a":1},]', "Expecting value"),
+        ('[{"a":1},{"b":"tex', "Unterminated string"),
+        ("[1]", "expected result 0 to be a dict, found 1"),
+        ('{"a":1}', "expected a list of results, found a JSON dict"),
+        (b'[{"a":"\xff"}]', "utf-8"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, text, message):
+    path = tmp_path / "results.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"^{path}: .*{message}"):
+        list(read_results(path))
+
+
+def test_memory_of_a_file(tmp_path, monkeypatch):
+    """8,000 results are 1.5 MB as columns; as dicts they would be 8."""
+    one = {"image_id": 1, "category_id": 2, "score": 0.5, "bbox": [1.5, 2.5, 3.5, 4.5]}
+    one["segmentation"] = {"size": [480, 640], "counts": "0" * 100}
+    path = tmp_path / "results.json"
+    text = json.dumps(one)
+    path.write_text("[" + ", ".join([text] * 8_000) + "]")
+    monkeypatch.setattr(result_reader, "_WINDOW", 1 << 16)
+    monkeypatch.setattr(columns, "_BLOCK", 256)
+    tracemalloc.start()
+    table = ResultTable.from_file(path)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert table.size == 8_000 and table.masks.rle(7_999)["counts"] == b"0" * 100
+    assert held < 1.8e6, held
+    assert peak - held < 1.5e6, "the window and a block of results, whatever the size of the file"
+
+
+def test_copying_files(tmp_path, monkeypatch):
+    """Files of any layout go into another as they are, byte by byte."""
+    from eql_jax.evaluation import results as results_module
+
+    parts = [[{"image_id": i, "text": "a" * i} for i in range(n)] for n in (3, 0, 1, 40)]
+    layouts = [{}, {"indent": 2}, {"separators": (",", ":")}, {"indent": 0}]
+    for copied in (1 << 22, 64):
+        monkeypatch.setattr(results_module, "_COPIED_BYTES", copied)
+        with ResultWriter(tmp_path / "all.json") as writer:
+            for number, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
+                path = tmp_path / f"{number}.json"
+                path.write_text("\n" + json.dumps(part, **layout) + " \n" * 700 * (number % 2))
+                writer.copy_file(path, count=len(part))
+            writer.write([{"image_id": 99}])
+        assert json.loads((tmp_path / "all.json").read_text()) == sum(parts, []) + [{"image_id": 99}]
+        assert writer.count == 45
+
+
+# ---------------------------------------------------------------------------------------------------- run lengths
+
+
+def some_masks():
+    rng = np.random.default_rng(0)
+    masks = [np.zeros((4, 5), np.uint8), np.ones((5, 4), np.uint8), np.ones((1, 1), np.uint8)]
+    for _ in range(200):
+        masks.append((rng.random(rng.integers(1, 40, 2)) < rng.choice([0.01, 0.5, 0.95])).astype(np.uint8))
+    masks.append((rng.random((480, 640)) < 0.001).astype(np.uint8))
+    return masks, [mask_utils.encode(np.asfortranarray(mask)) for mask in masks]
+
+
+def test_measures_and_crops():
+    masks, rles = some_masks()
+    packed = PackedMasks.from_rles(rles)
+    index = np.random.default_rng(1).permutation(len(masks))
+    areas, boxes, bad = packed.measure(index)
+    assert not bad.any()
+    for row, i in enumerate(index.tolist()):
+        assert packed.rle(i) == rles[i]
+        assert areas[row] == np.count_nonzero(masks[i])
+        x, y, w, h = mask_utils.toBbox(rles[i]).astype(int).tolist()
+        if areas[row]:
+            assert boxes[row].tolist() == [x, y, x + w, y + h]
+            lengths = packed.decode(np.array([i])).lengths
+            np.testing.assert_array_equal(crop_of(lengths, boxes[row], len(masks[i])), masks[i][y : y + h, x : x + w])
+    assert packed.measure(np.zeros(0, np.int64)).areas.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "counts, bad",
+    [("09", False), ("9", False), ("54", False), ("0000000009", False)]
+    + [(c, True) for c in ("", "8", "19", "zz", "P", "\x14", "9~", "5N5", "pppppppp1", "PPPPPPPPPPPPPPPP0")],
+)
+def test_damaged_run_lengths(counts, bad):
+    good = {"size": [3, 3], "counts": "36"}
+    packed = PackedMasks.from_rles([good, {"size": [3, 3], "counts": counts}, good])
+    areas, _, found = packed.measure(np.arange(3))
+    assert found.tolist() == [False, bad, False] and areas[0] == areas[2] == 6, "others are not touched"
+
+
+def test_decoding_equals_the_data_layers():
+    from eql_jax.data.polygons import decompress_counts
+
+    _, rles = some_masks()
+    packed = PackedMasks.from_rles(rles)
+    runs = decode_text(packed.text, packed.offsets)
+    for i, rle in enumerate(rles):
+        np.testing.assert_array_equal(
+            runs.lengths[runs.offsets[i] : runs.offsets[i + 1]], decompress_counts(rle["counts"])
+        )
