@@ -227,9 +227,39 @@ def test_ap_fixed_says_where_the_model_kept_too_few(tmp_path):
         assert any(note in line for line in lines) == expected
 
 
+def test_pools_and_boundaries_beside_the_other_metrics(tmp_path):
+    annotations = dataset(tmp_path)
+    config = config_for_ap_fixed(kept=8, limit=300)
+    config.eval.update(ap_fixed=False, ap_pool=True, boundary=True)
+
+    def evaluate(out, backend, lines):
+        config.eval.backend = backend
+        detector, batches = perfect_detector(annotations), Batches(annotations)
+        return run_evaluation(detector, {"misses": 1}, batches, annotations, config, tmp_path / out, log=lines.append)
+
+    lines = []
+    metrics = evaluate("out", "fast", lines)
+    assert set(metrics) == set(metric_names(300, ap_pool=True, boundary=True)) and len(metrics) == 96
+    # Class 5 misses 6 of its 12 objects, the last ones of each image; 24 of 30 are found.
+    assert metrics["boundary/APc"] == pytest.approx(51 / 101, abs=1e-9)
+    assert metrics["boundary_pool/AP"] == pytest.approx(81 / 101, abs=1e-9)
+    assert metrics["segm_pool/AR@-1"] == pytest.approx(0.8, abs=1e-9)
+    assert metrics["bbox_pool/APf"] == pytest.approx(1, abs=1e-9)
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert content["metrics"]["boundary"]["APc"] == metrics["boundary/APc"]
+    assert content["ap_pool"]["metrics"]["segm"]["AR@-1"] == metrics["segm_pool/AR@-1"]
+    assert content["ap_pool"]["detections_per_class"] == 10_000 and "ap_fixed" not in content
+    table = (tmp_path / "out" / "table.txt").read_text()
+    assert "boundary AP50" in table and "AP-pool: the detections of all classes ranked together" in table
+    head = (tmp_path / "out" / "classes.csv").read_text().splitlines()[0]
+    assert head.endswith("masks_AP50,boundary_AP,boundary_AP50")
+    assert evaluate("other", "official", []) == pytest.approx(metrics, abs=1e-9)
+
+
 def test_metrics_go_to_all_hosts_under_their_names():
-    names = metric_names(300, ap_fixed=True)
-    metrics = {name: index / 64 for index, name in enumerate(reversed(names))}
+    names = metric_names(300, ap_fixed=True, ap_pool=True, boundary=True)
+    assert len(names) == len(set(names)) == 144
+    metrics = {name: index / 256 for index, name in enumerate(reversed(names))}
     assert run._share_metrics(metrics, names) == metrics
     assert set(run._share_metrics(None, names)) == set(names)
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from eql_jax.evaluation import evaluate, format_table, write_class_csv, write_metrics_json
+from eql_jax.evaluation import evaluate, format_pooled_table, format_table, write_class_csv, write_metrics_json
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +61,15 @@ def test_metrics_json(result, tmp_path):
     write_metrics_json(path, result, extra={"step": 12})
     content = json.loads(path.read_text())
     assert content["metrics"] == result.metrics and content["step"] == 12 and content["num_images"] == 9
+
+
+def test_pools(lvis_case, tmp_path):
+    result = evaluate(*lvis_case, iou_types=["segm", "boundary"], max_detections=-1, pooled=True)
+    table = format_pooled_table(result)
+    values = result.pooled["boundary"]
+    percent = [f"{100 * values[name]:.1f}" for name in ("AP", "APr", "APc", "APf", "APs", "APm", "APl")]
+    assert row(table, "boundary AP ") == percent
+    assert row(table, "masks AR")[0] == f"{100 * result.pooled['segm']['AR@-1']:.1f}"
+    path = tmp_path / "metrics.json"
+    write_metrics_json(path, result, ap_pool=result)
+    assert json.loads(path.read_text())["ap_pool"]["metrics"] == result.pooled
