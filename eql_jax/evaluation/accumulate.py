@@ -6,6 +6,7 @@ Every number is the official package's: the same divisions in the same order, -1
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -114,12 +115,20 @@ def _curves_of_states(
     precision = true / (false + true + np.spacing(1))
     # The largest precision at this recall or beyond it.
     np.maximum.accumulate(precision[:, ::-1], axis=1, out=precision[:, ::-1])
-    found = np.zeros((len(states), len(RECALLS)))
-    for row in range(len(states)):
-        at = np.searchsorted(true[row] / num_objects[row], RECALLS, side="left")
-        reached = at < n
-        found[row, reached] = precision[row, at[reached]]
+    # The first detection that reaches each recall, of all states at once: their counts become one rising sequence.
+    needed = np.stack([_needed_for_recalls(count) for count in num_objects.tolist()])
+    shift = np.arange(len(states))[:, None] * (n + 1)
+    at = np.searchsorted((true + shift).ravel(), (np.minimum(needed, n + 1) + shift).ravel()).reshape(needed.shape)
+    at -= np.arange(len(states))[:, None] * n
+    found = np.take_along_axis(precision, np.minimum(at, n - 1), axis=1)
+    found[at >= n] = 0
     return found, true[:, -1] / num_objects
+
+
+@functools.lru_cache(maxsize=4096)
+def _needed_for_recalls(num_objects: int) -> np.ndarray:
+    """How many right detections reach each recall, int64 [R]: by the division of the official code, in float64."""
+    return np.searchsorted(np.arange(num_objects + 1) / num_objects, RECALLS, side="left")
 
 
 def summarize(curves: Curves, letters: Sequence[str], max_detections: int) -> dict[str, float]:

@@ -70,7 +70,7 @@ class ResultTable(NamedTuple):
         if self.has_box[row]:
             result["bbox"] = self.boxes[row].tolist()
         if self.mask_kind[row] == RUN_LENGTHS:
-            rle = self.masks.rle(row)
+            (rle,) = self.masks.rles(np.array([row]))
             result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
         return result
 

@@ -98,7 +98,7 @@ def run_fast(
       max_detections: the best so many of each image count, over all classes; -1: all.
 
     Raises:
-      ValueError: a mask is damaged; the message names the result by its number.
+      ValueError: a mask that is to be compared is damaged; the message names the result by its number.
     """
     truth = _truth_columns(ground_truth)
     rows = rows[best_of_each(table.image_ids[rows], table.scores[rows], max_detections)]
@@ -110,7 +110,6 @@ def run_fast(
             areas = table.boxes[rows, 2] * table.boxes[rows, 3]
     else:
         measures = table.masks.measure(rows)
-        _check_masks(table, rows, measures)
         areas = measures.areas.astype(np.float64)
     order = np.flatnonzero((areas > 0) & (areas < np.inf))  # as above; NaN is out, too
     order = order[np.lexsort((-table.scores[rows[order]], keys[order]))]  # stable
@@ -148,17 +147,6 @@ def _is_in(keys: np.ndarray, listed: np.ndarray) -> np.ndarray:
     if not len(listed):
         return np.zeros(len(keys), bool)
     return listed[np.minimum(np.searchsorted(listed, keys), len(listed) - 1)] == keys
-
-
-def _check_masks(table: ResultTable, rows: np.ndarray, measures: Measures) -> None:
-    if measures.bad.any():
-        number = int(rows[np.flatnonzero(measures.bad)[0]])
-        height, width = table.masks.sizes[number].tolist()
-        raise ValueError(
-            f"result {number} (image {table.image_ids[number]}): its run lengths are damaged, they do not fill "
-            f"{height} x {width} pixels, as those of {np.count_nonzero(measures.bad)} of {len(rows)} results; write "
-            "the results again"
-        )
 
 
 def _mask_edges(

@@ -38,11 +38,20 @@ class Shapes(NamedTuple):
     measures: Measures
 
     def select(self, index: np.ndarray) -> Shapes:
-        m = self.measures
-        return Shapes(self.masks, self.rows[index], Measures(m.areas[index], m.boxes[index], m.bad[index]))
+        return Shapes(self.masks, self.rows[index], Measures(*(values[index] for values in self.measures)))
 
-    def rles(self, rows: slice) -> list[dict[str, Any]]:
-        return [self.masks.rle(row) for row in self.rows[rows].tolist()]
+    def rles(self, part: slice) -> list[dict[str, Any]]:
+        return self.masks.rles(self.rows[part])
+
+    def check(self) -> None:
+        """Raises ValueError where a mask is damaged, naming it as the result that its row in `masks` is."""
+        damaged = self.rows[self.masks.damaged(self.rows)]
+        if len(damaged):
+            height, width = self.masks.sizes[damaged[0]].tolist()
+            raise ValueError(
+                f"result {damaged[0]}: its run lengths are damaged, they do not fill {height} x {width} pixels. So are "
+                f"those of {len(damaged)} of the {len(self.rows)} results that were looked at; write the results again"
+            )
 
 
 class _Groups(NamedTuple):
@@ -130,11 +139,12 @@ def box_overlaps(
 
 
 def mask_overlaps(detection_keys: np.ndarray, detections: Shapes, object_keys: np.ndarray, objects: Shapes) -> Edges:
-    """IoU of masks; keys as in `box_overlaps`."""
+    """IoU of masks; keys as in `box_overlaps`. Raises ValueError where a detection to compare is damaged."""
     from pycocotools import mask as mask_api
 
     near_detections, near_objects = _near(detection_keys, detections, object_keys, objects)
     compared_detections, compared_objects = detections.select(near_detections), objects.select(near_objects)
+    compared_detections.check()
 
     def compare(rows: slice, columns: slice) -> np.ndarray:
         found, annotated = compared_detections.rles(rows), compared_objects.rles(columns)
@@ -174,6 +184,9 @@ def crowd_shares(
       detection_keys: int64 [D], rising.
       detections: float64 [D, 4] boxes or masks.
       crowds: the regions by key, boxes or compressed run lengths.
+
+    Raises:
+      ValueError: a mask is damaged.
     """
     from pycocotools import mask as mask_api
 
@@ -182,7 +195,11 @@ def crowd_shares(
         rows = slice(*(int(np.searchsorted(detection_keys, key, side=side)) for side in ("left", "right")))
         if rows.start == rows.stop:
             continue
-        found = detections[rows] if isinstance(detections, np.ndarray) else detections.rles(rows)
-        regions = np.array(regions, np.float64) if isinstance(detections, np.ndarray) else regions
+        if isinstance(detections, np.ndarray):
+            found, regions = detections[rows], np.array(regions, np.float64)
+        else:
+            part = detections.select(np.arange(rows.start, rows.stop))
+            part.check()
+            found = part.rles(slice(None))
         shares[rows] = mask_api.iou(found, regions, [1] * len(regions)).max(axis=1)
     return shares

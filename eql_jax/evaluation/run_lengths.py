@@ -2,9 +2,9 @@
 
 N masks, n of them that are asked for, C runs. Boxes are int64 [x1, y1, x2, y2] in pixels, ends exclusive.
 
-A Python dict and a string for each mask of a results file take more memory than the mask itself, and a call of
-pycocotools for each takes longer than its work. Here the strings lie end to end, areas and boxes of thousands of masks
-come from one pass of NumPy over their characters, and a mask becomes pycocotools' dict when it is needed.
+A Python dict and a string for each mask of a results file take more memory than the mask itself. Here the strings lie
+end to end, and a mask becomes pycocotools' dict for the moment in which it is needed. What pycocotools does not say,
+whether a mask is damaged and where its runs are, comes from NumPy, which decodes many masks in one pass.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _BLOCK_BYTES = 1 << 15  # characters decoded at a time: their arrays stay in the cache
+_BLOCK_MASKS = 128  # measured at a time; `pycocotools.mask.area` of 2.0.11 cannot take more than 255
 _MAX_CHARACTERS = 7  # of a number: 35 bits, more than any image has pixels
 
 
@@ -27,11 +28,10 @@ class Runs(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """areas int64 [n], boxes int64 [n, 4] (zeros where a mask is empty), bad bool [n]: no mask of its image's size."""
+    """areas int64 [n]; boxes int64 [n, 4], zeros where a mask is empty."""
 
     areas: np.ndarray
     boxes: np.ndarray
-    bad: np.ndarray
 
 
 class PackedMasks(NamedTuple):
@@ -58,10 +58,14 @@ class PackedMasks(NamedTuple):
             np.array([r["size"] for r in rles], np.int32).reshape(-1, 2),
         )
 
-    def rle(self, index: int) -> dict[str, Any]:
-        """One mask as pycocotools takes it."""
-        text = self.text[self.offsets[index] : self.offsets[index + 1]]
-        return {"size": self.sizes[index].tolist(), "counts": text.tobytes()}
+    def rles(self, index: np.ndarray) -> list[dict[str, Any]]:
+        """The masks int [n] as pycocotools takes them."""
+        view = self.text.data
+        starts, ends = self.offsets[index].tolist(), self.offsets[index + 1].tolist()
+        return [
+            {"size": size, "counts": bytes(view[start:end])}
+            for size, start, end in zip(self.sizes[index].tolist(), starts, ends, strict=True)
+        ]
 
     def decode(self, index: np.ndarray) -> Runs:
         """The runs of the masks int [n]."""
@@ -71,18 +75,31 @@ class PackedMasks(NamedTuple):
         return decode_text(self.text[position], np.concatenate([[0], ends]))
 
     def measure(self, index: np.ndarray) -> Measures:
-        """Areas and boxes of the masks int [n], and which are no masks; exact, as pycocotools' area and toBbox."""
-        index = np.asarray(index, np.int64)
+        """Areas and boxes of the masks int [n]; what they are of a damaged mask means nothing."""
+        from pycocotools import mask as mask_api
+
         areas, boxes = np.zeros(len(index), np.int64), np.zeros((len(index), 4), np.int64)
-        bad = np.zeros(len(index), bool)
+        for start in range(0, len(index), _BLOCK_MASKS):
+            part = slice(start, start + _BLOCK_MASKS)
+            rles = self.rles(index[part])
+            areas[part], boxes[part] = mask_api.area(rles), mask_api.toBbox(rles)
+        boxes[:, 2:] += boxes[:, :2]
+        return Measures(areas, boxes)
+
+    def damaged(self, index: np.ndarray) -> np.ndarray:
+        """Which of the masks int [n] cannot be decoded or do not fill their images, bool [n].
+
+        pycocotools takes them all the same, and goes round for ever when it compares one with a mask that is whole.
+        """
+        index = np.asarray(index, np.int64)
+        found = np.zeros(len(index), bool)
         block = np.cumsum(self.offsets[index + 1] - self.offsets[index]) // _BLOCK_BYTES
         cuts = np.flatnonzero(np.diff(block, prepend=-1)).tolist()
         for start, end in zip(cuts, [*cuts, len(index)][1:], strict=True):
-            part = slice(start, end)
-            areas[part], boxes[part], bad[part] = _measure(
-                self.decode(index[part]), self.sizes[index[part]].astype(np.int64)
-            )
-        return Measures(areas, boxes, bad)
+            runs = self.decode(index[start:end])
+            totals = np.diff(np.concatenate([[0], np.cumsum(runs.lengths)])[runs.offsets])
+            found[start:end] = runs.bad | (totals != self.sizes[index[start:end]].astype(np.int64).prod(axis=1))
+        return found
 
 
 def decode_text(text: np.ndarray, offsets: np.ndarray) -> Runs:
@@ -131,32 +148,6 @@ def _running_sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Cumulative sums that begin anew after `sizes` values each."""
     sums = np.concatenate([[0], np.cumsum(values)])
     return sums[1:] - np.repeat(sums[np.cumsum(sizes) - sizes], sizes)
-
-
-def _measure(runs: Runs, sizes: np.ndarray) -> Measures:
-    number = np.diff(runs.offsets)
-    owner = np.repeat(np.arange(len(sizes)), number)
-    ends = _running_sums(runs.lengths, number)
-    totals = np.zeros(len(sizes), np.int64)
-    full = number > 0
-    totals[full] = ends[runs.offsets[1:][full] - 1]
-    bad = runs.bad | (totals != sizes[:, 0] * sizes[:, 1])
-    is_object = ((np.arange(len(owner)) - runs.offsets[owner]) & 1 == 1) & (runs.lengths > 0) & ~bad[owner]
-    owner, ends, lengths = owner[is_object], ends[is_object], runs.lengths[is_object]
-    areas = np.bincount(owner, lengths, minlength=len(sizes)).astype(np.int64)  # exact: far below 2 ** 53
-    boxes = np.zeros((len(sizes), 4), np.int64)
-    if len(owner):
-        heights = sizes[owner, 0]
-        left, top = np.divmod(ends - lengths, heights)
-        right, bottom = np.divmod(ends - 1, heights)
-        top[left != right], bottom[left != right] = 0, heights[left != right] - 1
-        first = np.flatnonzero(np.diff(owner, prepend=-1))
-        rows = owner[first]
-        for column, (ufunc, values) in enumerate(
-            [(np.minimum, left), (np.minimum, top), (np.maximum, right + 1), (np.maximum, bottom + 1)]
-        ):
-            boxes[rows, column] = ufunc.reduceat(values, first)
-    return Measures(areas, boxes, bad)
 
 
 def crop_of(lengths: np.ndarray, box: np.ndarray, height: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eql_jax.evaluation import ResultTable, evaluate
-from tests.evaluation.synthetic_lvis import make_lvis
+from tests.evaluation.synthetic_lvis import HEIGHT, WIDTH, make_lvis
 from tests.evaluation.test_evaluator import make_coco
 
 SIDE = 24  # of the images of `grid_case`
@@ -178,13 +178,20 @@ def test_a_table_a_file_and_dicts_are_the_same(tmp_path):
 
 def test_damaged_masks_are_named():
     """The official code would go round for ever over runs that do not fill the image."""
-    dataset, results = grid_case(17)
-    wanted = next(i for i, r in enumerate(results) if r["category_id"] == dataset["annotations"][0]["category_id"])
-    results[wanted]["image_id"] = dataset["annotations"][0]["image_id"]
-    for counts in ("52", "zz", "P", ""):
-        results[wanted]["segmentation"] = {"size": [SIDE, SIDE], "counts": counts}
-        with pytest.raises(ValueError, match=rf"result {wanted} \(image .*run lengths are damaged.*24 x 24 pixels"):
-            evaluate(dataset, results)
+    dataset, results = make_lvis(4)
+    annotation = dataset["annotations"][0]
+    counts = annotation["segmentation"]["counts"]
+    result = {"image_id": annotation["image_id"], "category_id": annotation["category_id"], "score": 0.5}
+    for damaged in (counts[:-1], counts[:-4], counts + "8"):
+        results[7] = {**result, "segmentation": {"size": [HEIGHT, WIDTH], "counts": damaged}}
+        with pytest.raises(ValueError, match=f"^result 7: its run lengths are damaged.*{HEIGHT} x {WIDTH} pixels"):
+            evaluate(dataset, results, iou_types=["segm"])
+    dataset, results = make_coco(3)
+    crowd = next(a for a in dataset["annotations"] if a["iscrowd"])
+    result = {"image_id": crowd["image_id"], "category_id": crowd["category_id"], "score": 0.5}
+    results[7] = {**result, "segmentation": {"size": [HEIGHT, WIDTH], "counts": "0102"}}
+    with pytest.raises(ValueError, match="^result 7: its run lengths are damaged"):
+        evaluate(dataset, results, iou_types=["segm"])
 
 
 def test_unknown_backend():
