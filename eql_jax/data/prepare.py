@@ -32,6 +32,7 @@ from tqdm import tqdm
 from eql_jax.data.annotations import JsonImages, find_files, read_content
 from eql_jax.data.categories import ClassStatistics, class_statistics
 from eql_jax.data.files import PARTIAL, FilePath, as_path, file_size, list_names, write_whole
+from eql_jax.data.image_paths import ImageFinder
 from eql_jax.data.prepared import (
     ANNOTATIONS,
     FORMAT,
@@ -94,6 +95,7 @@ def prepare(
     annotations, images, out = as_path(annotations), as_path(images), as_path(out)
     if not annotations.is_file():
         raise FileNotFoundError(f"annotation file {annotations} does not exist")
+    ImageFinder(images)  # raises where there is no such folder, before minutes of reading
     out.mkdir(parents=True, exist_ok=True)
     plan = {
         "annotations": {"file": annotations.name, "bytes": file_size(annotations), "sha256": file_sha256(annotations)},

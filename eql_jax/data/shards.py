@@ -121,7 +121,10 @@ class JobRunner:
         """What an earlier run made of the same images, where it is still as it was."""
         if file_size(note) is None:
             return None
-        made = Made(**json.loads(note.read_bytes()))
+        try:
+            made = Made(**json.loads(note.read_bytes()))
+        except (ValueError, TypeError):  # a disk that lost what it had confirmed
+            return None
         unchanged = made.images == job.images and file_size(path) == made.bytes and file_sha256(path) == made.sha256
         return made if unchanged else None
 
