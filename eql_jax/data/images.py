@@ -133,21 +133,6 @@ def _openable(file: ImageFile) -> ImageFile:
     return io.BytesIO(file.read_bytes())
 
 
-def is_plain_jpeg(encoded: bytes, size: Size) -> bool:
-    """Whether any decoder gives the same picture: RGB or grey, of this size, whole to the end, not to be turned."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return (
-                _is_upright_jpeg(image)
-                and image.mode in ("RGB", "L")
-                and (image.height, image.width) == size
-                # Pillow refuses a file that ends early, OpenCV leaves the rest grey.
-                and encoded.endswith(b"\xff\xd9")
-            )
-    except Exception:  # whatever is wrong with it, `read_image` has the message
-        return False
-
-
 def _is_upright_jpeg(image: Image.Image) -> bool:
     return image.format == "JPEG" and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
 

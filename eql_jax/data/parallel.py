@@ -4,8 +4,8 @@ A batch is a dict of arrays whose first axis is the rows. `new_batch(number)` ma
 `fill_row(position, row)` fills row position % B of batch position // B, given as views of its arrays, so that no row is
 copied into its batch. Arrays made by `np.zeros` cost nothing where they stay zero, as most of the padded masks do.
 
-Threads and not processes: Pillow, OpenCV and the larger NumPy calls release the interpreter lock, which is held for two
-to three of the nine milliseconds that a row takes in fast mode. Threads and not tf.data: it copies each row twice, and held the lock as long.
+Threads and not processes: Pillow, OpenCV and the larger NumPy calls release the interpreter lock. What is left bounds a
+process to some 300 rows a second (docs/performance.md). tf.data holds the lock as long, and copies each row twice.
 """
 
 from __future__ import annotations

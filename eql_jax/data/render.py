@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from eql_jax.data.images import ImageError, is_plain_jpeg, read_reduced_image
+from eql_jax.data.images import ImageError, read_reduced_image
+from eql_jax.data.jpeg import is_plain_jpeg
 from eql_jax.data.opencv import opencv
 from eql_jax.data.records import ImageRecord
 from eql_jax.data.views import View, Window
@@ -91,13 +92,15 @@ def _by_opencv(record: ImageRecord, view: View, window: Window, out: np.ndarray)
     if not is_plain_jpeg(encoded, view.source):
         return False
     cv2 = opencv()
+    rgb = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)  # OpenCV before 4.11 has no such flag
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), rgb | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return False
     if image is None or image.shape[:2] != view.source:
         return False
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if rgb == cv2.IMREAD_COLOR:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     if view.flip:
         image = cv2.flip(image, 1)
     height, width = view.scaled

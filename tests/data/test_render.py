@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from eql_jax.data.images import ImageError
+from eql_jax.data.jpeg import is_plain_jpeg
 from eql_jax.data.photometric import PhotometricRanges, change_colours, draw_photometric
 from eql_jax.data.records import ImageRecord, empty_objects
 from eql_jax.data.render import draw_on_canvas, window_pixels
@@ -221,6 +222,38 @@ def test_colours_in_turn_and_draws():
     assert -0.1 <= shifts.min() < -0.09 and 0.09 < shifts.max() <= 0.1
     assert draw_photometric(random_stream(1), PhotometricRanges()) == ()
     change_colours(np.zeros((0, 5, 3), np.uint8), (("contrast", 1.5),))  # nothing to do, no error
+
+
+def test_plain_jpegs(tmp_path):
+    """Baseline, progressive, grey, with a comment, with fill bytes; not: turned, CMYK, cut off, another size, PNG."""
+
+    def encode(mode="RGB", form="JPEG", **options):
+        buffer = io.BytesIO()
+        Image.fromarray(picture()).convert(mode).save(buffer, format=form, **options)
+        return buffer.getvalue()
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encode()
+    for good in (
+        plain,
+        encode(progressive=True),
+        encode("L"),
+        encode(comment=b"a" * 9000),
+        b"\xff\xd8\xff" + plain[2:],
+    ):
+        assert is_plain_jpeg(good, SOURCE)
+        assert not is_plain_jpeg(good, Size(*SOURCE[::-1]))
+        assert not is_plain_jpeg(good[:-300], SOURCE)
+    for bad in (
+        encode(exif=exif),
+        encode("CMYK"),
+        encode(form="PNG"),
+        b"",
+        b"\xff\xd8\xff\xd9",
+        plain[:9] + b"\xff\xd9",
+    ):
+        assert not is_plain_jpeg(bad, SOURCE)
 
 
 def test_encoded_bytes_need_no_file(tmp_path):
