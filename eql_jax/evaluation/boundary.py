@@ -20,9 +20,10 @@ DILATION = 0.02  # of the image's diagonal
 _BLOCK_EDGES = 2048  # whose masks are decoded together
 
 
-def width_of_boundary(height: int, width: int) -> int:
-    """Pixels that the boundary is wide in an image of this size, at least one."""
-    return max(1, int(round(DILATION * np.sqrt(height**2 + width**2))))
+def width_of_boundary(sizes: np.ndarray) -> np.ndarray:
+    """Pixels that the boundary is wide, int64 [n], in images of these heights and widths, int [n, 2]; at least one."""
+    sizes = np.asarray(sizes, np.int64)
+    return np.maximum(1, np.round(DILATION * np.sqrt((sizes**2).sum(axis=-1))).astype(np.int64))
 
 
 def boundary_of(mask: np.ndarray, pixels: int) -> np.ndarray:
@@ -35,8 +36,8 @@ def boundary_of(mask: np.ndarray, pixels: int) -> np.ndarray:
         import cv2
     except ImportError as error:
         raise ImportError("Boundary AP needs OpenCV: pip install opencv-python-headless") from error
-    padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    return mask - cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=pixels)[1:-1, 1:-1]
+    square = np.ones((3, 3), np.uint8)
+    return mask - cv2.erode(mask, square, iterations=pixels, borderType=cv2.BORDER_CONSTANT, borderValue=0)
 
 
 def with_boundaries(edges: Edges, detections: Shapes, objects: Shapes) -> Edges:
@@ -46,14 +47,17 @@ def with_boundaries(edges: Edges, detections: Shapes, objects: Shapes) -> Edges:
       edges: of masks, sorted by detection.
       detections, objects: their masks.
     """
-    ious = np.zeros(len(edges.ious))
-    for start in range(0, len(ious), _BLOCK_EDGES):
-        part = slice(start, start + _BLOCK_EDGES)
+    ious = edges.ious.copy()
+    # A mask of at most twice the width, one way or the other, is all boundary: where both are, the masks' IoU stands.
+    widths = width_of_boundary(detections.sizes(edges.detections))
+    sides = np.maximum(detections.sides(edges.detections), objects.sides(edges.objects))
+    wide = np.flatnonzero(sides > 2 * widths)
+    for start in range(0, len(wide), _BLOCK_EDGES):
+        part = wide[start : start + _BLOCK_EDGES]
         found = _Boundaries(detections, edges.detections[part])
         annotated = _Boundaries(objects, edges.objects[part])
-        for i, (d, g) in enumerate(zip(edges.detections[part].tolist(), edges.objects[part].tolist(), strict=True)):
-            ious[start + i] = _iou(*found[d], *annotated[g])
-    ious = np.minimum(edges.ious, ious)
+        for e, d, g in zip(part.tolist(), edges.detections[part].tolist(), edges.objects[part].tolist(), strict=True):
+            ious[e] = min(ious[e], _iou(*found[d], *annotated[g]))
     kept = np.flatnonzero(ious >= LOWEST)
     return Edges(edges.detections[kept], edges.objects[kept], ious[kept])
 
@@ -64,7 +68,8 @@ class _Boundaries:
     def __init__(self, shapes: Shapes, index: np.ndarray) -> None:
         self._index = np.unique(index)
         self._boxes = shapes.measures.boxes[self._index]
-        self._sizes = shapes.masks.sizes[shapes.rows[self._index]].tolist()
+        sizes = shapes.sizes(self._index)
+        self._heights, self._widths = sizes[:, 0].tolist(), width_of_boundary(sizes).tolist()
         self._runs = shapes.masks.decode(shapes.rows[self._index])
         self._made: dict[int, tuple[np.ndarray, list[int], int]] = {}
 
@@ -73,8 +78,9 @@ class _Boundaries:
         if index not in self._made:
             i = int(np.searchsorted(self._index, index))
             lengths = self._runs.lengths[self._runs.offsets[i] : self._runs.offsets[i + 1]]
-            crop = np.ascontiguousarray(crop_of(lengths, self._boxes[i], self._sizes[i][0]))
-            boundary = boundary_of(crop, width_of_boundary(*self._sizes[i]))
+            boundary = np.ascontiguousarray(crop_of(lengths, self._boxes[i], self._heights[i]))
+            if min(boundary.shape) > 2 * self._widths[i]:
+                boundary = boundary_of(boundary, self._widths[i])
             self._made[index] = boundary, self._boxes[i].tolist(), int(np.count_nonzero(boundary))
         return self._made[index]
 

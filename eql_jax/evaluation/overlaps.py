@@ -40,6 +40,15 @@ class Shapes(NamedTuple):
     def select(self, index: np.ndarray) -> Shapes:
         return Shapes(self.masks, self.rows[index], Measures(*(values[index] for values in self.measures)))
 
+    def sizes(self, index: np.ndarray) -> np.ndarray:
+        """Height and width of their images, int32 [n, 2]."""
+        return self.masks.sizes[self.rows[index]]
+
+    def sides(self, index: np.ndarray) -> np.ndarray:
+        """The shorter sides of their boxes, int64 [n]."""
+        boxes = self.measures.boxes[index]
+        return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+
     def rles(self, part: slice) -> list[dict[str, Any]]:
         return self.masks.rles(self.rows[part])
 

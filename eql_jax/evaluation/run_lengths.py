@@ -159,9 +159,9 @@ def crop_of(lengths: np.ndarray, box: np.ndarray, height: int) -> np.ndarray:
       height: of the whole mask.
     """
     x1, y1, x2, y2 = box.tolist()
-    ends = np.clip(np.cumsum(lengths) - x1 * height, 0, (x2 - x1) * height)
-    columns = np.repeat((np.arange(len(ends)) & 1).astype(np.uint8), np.diff(ends, prepend=0))
-    # Behind the last run, which may be one of the object, there is nothing.
+    lengths = lengths[: len(lengths) // 2 * 2].copy()  # up to the last run of the object
+    lengths[:1] -= x1 * height  # there is always one of no object ahead
+    columns = np.repeat((np.arange(len(lengths)) & 1).astype(np.uint8), lengths)
     pixels = np.zeros((x2 - x1) * height, np.uint8)
     pixels[: len(columns)] = columns
     return pixels.reshape(x2 - x1, height).T[y1:y2]

@@ -26,9 +26,8 @@ def square(size, x, y, side):
 
 
 def test_width():
-    assert width_of_boundary(480, 640) == 16  # 2 % of 800
-    assert width_of_boundary(30, 40) == 1
-    assert width_of_boundary(3, 4) == 1, "at least one pixel"
+    # 2 % of the diagonals 800, 50 and 5, at least one pixel; .5 goes to the even number, as in the authors' code.
+    assert width_of_boundary([[480, 640], [30, 40], [3, 4], [60, 45], [105, 140]]).tolist() == [16, 1, 1, 2, 4]
 
 
 def test_boundary_by_hand():
@@ -126,7 +125,7 @@ def test_the_official_backend_has_the_same_boundaries():
 def test_borders_of_the_image_and_shapes_with_holes():
     """Random blots, some across all the image, give the boundary of the plain definition."""
     rng = np.random.default_rng(0)
-    d = width_of_boundary(HEIGHT, WIDTH)
+    d = int(width_of_boundary([HEIGHT, WIDTH]))
     for _ in range(20):
         mask = cv2.GaussianBlur(rng.random((HEIGHT, WIDTH)), (0, 0), rng.uniform(3, 15)) > rng.uniform(0.45, 0.52)
         mask = mask.astype(np.uint8)
