@@ -216,8 +216,11 @@ class _Window:
                 in_reach = error.pos >= len(self._text) - _LONGEST_TOKEN or error.msg.startswith("Unterminated string")
                 if self._ended or not in_reach:
                     self._fail(error.msg, error.pos, error)
+            except (ValueError, RecursionError) as error:  # an integer of 5000 digits, lists a thousand deep
+                self._fail(str(error), self._at, error)
             else:
-                if end < len(self._text) or self._ended:  # a number at the very end may go on
+                # A number at the end may go on: 1 may be the beginning of 1.5, and so may 1. be, 1e and 1e+.
+                if end + 2 < len(self._text) or self._ended:
                     self._at = end
                     return value
             self._more()

@@ -39,6 +39,20 @@ def test_any_window_gives_the_content(tmp_path, monkeypatch, window, form):
     assert list(rest) == list(CONTENT)
 
 
+@pytest.mark.parametrize("window", range(1, 40))
+def test_number_that_a_window_splits(tmp_path, monkeypatch, window):
+    monkeypatch.setattr(json_file, "_WINDOW", window)
+    content = {"version": 1.25, "numbers": [1.5, 2.5e-30, -3.25, 1e21, 12], "last": -0.5}
+    assert read_annotation_json(write(tmp_path / "a.json", json.dumps(content))) == content
+
+
+@pytest.mark.parametrize(("value", "reason"), [("[" * 100_000, "recursion"), ("1" * 5000, "digits")])
+def test_values_that_no_parser_takes(tmp_path, value, reason):
+    path = write(tmp_path / "a.json", f'{{"images": [{value}]}}')
+    with pytest.raises(AnnotationError, match=f"is not valid JSON: .*{reason}"):
+        read_annotation_json(path)
+
+
 @pytest.mark.parametrize("window", [1, 5, 4096])
 def test_every_cut_is_found(tmp_path, monkeypatch, window):
     monkeypatch.setattr(json_file, "_WINDOW", window)
