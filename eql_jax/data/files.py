@@ -6,11 +6,13 @@ Nothing of `etils` is imported before the first remote path: it would take half 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from etils import epath
@@ -19,7 +21,17 @@ if TYPE_CHECKING:
 else:
     FilePath = Path
 
+T = TypeVar("T")
+
 PARTIAL = ".partial"
+
+RETRY_PAUSES = (0.1, 0.5, 2.0)  # seconds before the second, third and fourth try
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class ReadError(OSError):
+    """A file that is there could not be read, again and again: nothing is known of what it holds."""
+
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 
@@ -56,6 +68,35 @@ def file_size(path: FilePath) -> int | None:
         if _not_found(error):
             return None
         raise
+
+
+def read_file(path: FilePath) -> bytes:
+    """The bytes of a file; see `patiently`."""
+    return patiently(path.read_bytes, path)
+
+
+def patiently(read: Callable[[], T], path: FilePath) -> T:
+    """Returns read(). What may pass, as a busy disk or a network, is tried again for some seconds.
+
+    Raises:
+      FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError: what is wrong is the path.
+      ReadError: it cannot be read for another reason, which did not pass.
+    """
+    for pause in (*RETRY_PAUSES, None):
+        try:
+            return read()
+        except _LASTING:
+            raise
+        except Exception as error:  # OSError, and whatever remote file systems have
+            if _not_found(error):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+            if pause is None:
+                raise ReadError(
+                    f"{path} cannot be read: {type(error).__name__}: {error} (tried {len(RETRY_PAUSES) + 1} times). "
+                    "See to the disk or the network, and run the command again"
+                ) from error
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
+from eql_jax.data.files import ReadError, as_path, read_file
 from eql_jax.data.records import ImageRecord
 from eql_jax.data.transforms import Size
 from eql_jax.data.validation import FaultReport
@@ -50,7 +51,7 @@ def read_size(file: ImageFile) -> Size:
       ImageError: the file is missing or no image.
     """
     try:
-        with Image.open(_openable(file)) as image:
+        with Image.open(file if isinstance(file, str | Path) else encoded_file(file)) as image:
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
             if turned and image.format == "TIFF":  # those Pillow turns itself, when it decodes them
                 image.load()
@@ -71,6 +72,7 @@ def read_image(file: ImageFile, *, expected: Size | None = None) -> Image.Image:
 
     Raises:
       ImageError: the file is missing, truncated or no image, or its size is not the expected one.
+      ReadError: the file is there, and cannot be read now (see `files.read_file`); whether it is an image is unknown.
     """
     return _read(file, expected, None)[0]
 
@@ -90,8 +92,9 @@ def read_reduced_image(file: ImageFile, *, expected: Size, at_least: Size | None
 
 def _read(file: ImageFile, expected: Size | None, at_least: Size | None) -> tuple[Image.Image, int]:
     divisor = 1
+    file = encoded_file(file)
     try:
-        with Image.open(_openable(file)) as opened:
+        with Image.open(file) as opened:
             if at_least is not None and expected == (opened.height, opened.width) and _is_upright_jpeg(opened):
                 full = opened.size
                 opened.draft(None, (at_least.width, at_least.height))
@@ -104,8 +107,6 @@ def _read(file: ImageFile, expected: Size | None, at_least: Size | None) -> tupl
                 if expected is None or expected == (turned.height, turned.width) or expected != stored:
                     image, size = turned, Size(turned.height, turned.width)
             image = _to_rgb(image)
-    except FileNotFoundError as error:
-        raise ImageError("missing image", "no such file") from error
     except Exception as error:
         raise ImageError("unreadable image", _reason(error)) from error
     if expected is not None and expected != size:
@@ -126,11 +127,23 @@ def read_record_image(record: ImageRecord) -> Image.Image:
         raise
 
 
-def _openable(file: ImageFile) -> ImageFile:
-    """What Pillow opens: the bytes of a remote path (`etils.epath`), else the argument."""
-    if isinstance(file, str | Path | io.IOBase):
+def encoded_file(file: ImageFile) -> IO[bytes]:
+    """The file's bytes, in memory: a read that fails is then told from a picture that is damaged.
+
+    Raises:
+      ImageError: there is no such file, or it must not be read.
+      ReadError: see `files.read_file`.
+    """
+    if isinstance(file, io.IOBase):
         return file
-    return io.BytesIO(file.read_bytes())
+    try:
+        return io.BytesIO(read_file(as_path(file)))
+    except FileNotFoundError as error:
+        raise ImageError("missing image", "no such file") from error
+    except OSError as error:
+        if isinstance(error, ReadError):
+            raise
+        raise ImageError("unreadable image", _reason(error)) from error
 
 
 def _is_upright_jpeg(image: Image.Image) -> bool:

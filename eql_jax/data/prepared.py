@@ -128,7 +128,7 @@ class PreparedImages(Sequence[ImageRecord]):
                 if record.id != self.image_index.ids[i]:
                     raise RecordError(f"it holds image {record.id}, expected {self.image_index.ids[i]}")
                 return record
-            except (RecordError, OSError) as error:
+            except RecordError as error:
                 if attempt == 2:
                     number = i - int(np.searchsorted(self._places.shard, self._places.shard[i]))
                     raise ImageError(

@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 
 import google_crc32c
 
-from eql_jax.data.files import FilePath
+from eql_jax.data.files import FilePath, patiently
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
@@ -95,19 +95,20 @@ def unframe(framed: bytes, span: Span) -> bytes:
 
 
 def read_range(path: FilePath, offset: int, length: int) -> bytes:
-    """Reads bytes of a file, fewer where it ends before."""
-    if not isinstance(path, Path):
-        try:
+    """Reads bytes of a file, fewer where it ends before. Raises as `files.patiently`."""
+
+    def read() -> bytes:
+        if not isinstance(path, Path):
             with path.open("rb") as stream:
                 stream.seek(offset)
                 return stream.read(length)
-        except Exception as error:  # each file system has errors of its own
-            raise OSError(f"{path}: {type(error).__name__}: {error}") from error
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return _read_fully(descriptor, offset, length)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return _read_fully(descriptor, offset, length)
+        finally:
+            os.close(descriptor)
+
+    return patiently(read, path)
 
 
 def _read_fully(descriptor: int, offset: int, length: int) -> bytes:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from eql_jax.data.images import ImageError, read_reduced_image
+from eql_jax.data.images import ImageError, encoded_file, read_reduced_image
 from eql_jax.data.jpeg import is_plain_jpeg
 from eql_jax.data.opencv import opencv
 from eql_jax.data.records import ImageRecord
@@ -85,10 +85,7 @@ def _by_pillow(record: ImageRecord, view: View, window: Window, out: np.ndarray,
 
 def _by_opencv(record: ImageRecord, view: View, window: Window, out: np.ndarray) -> bool:
     """False: the file is not one for it, nothing was written."""
-    try:
-        encoded = record.encoded if record.encoded is not None else record.path.read_bytes()
-    except OSError:
-        return False
+    encoded = encoded_file(record.file).getvalue()
     if not is_plain_jpeg(encoded, view.source):
         return False
     cv2 = opencv()

@@ -20,7 +20,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from eql_jax.data.files import FilePath, file_size, write_whole
-from eql_jax.data.images import ImageError, read_image
+from eql_jax.data.images import ImageError, encoded_file, read_image
 from eql_jax.data.json_file import open_json
 from eql_jax.data.record_file import RecordWriter, file_sha256
 from eql_jax.data.record_format import encode_record
@@ -42,8 +42,8 @@ class Made(NamedTuple):
     Attributes:
       file: its name.
       bytes, sha256: of the file.
-      images: what it was made of: positions in the source.
-      kept: those of them that are in it, in the order of its records.
+      images: ids of those it was made of.
+      kept: ids of those that are in it, in the order of its records.
       offsets, lengths: of the records.
       faults: [kind, file, image id, message] of those that are not.
     """
@@ -63,13 +63,15 @@ class Job(NamedTuple):
 
     Attributes:
       file: its name.
-      images: positions of its images in the source; none for a file without records.
+      images: ids of its images; none for a file without records.
+      positions: where they are in the source.
       make: writes it, given the job, its path and a function to call with the number of images done since the
         last call, which raises where the run is to stop; says what it wrote.
     """
 
     file: str
     images: list[int]
+    positions: list[int]
     make: Callable[[Job, FilePath, Callable[[int], None]], Made]
 
 
@@ -142,7 +144,7 @@ class ShardMaker:
         kept, spans, faults = [], [], []
         with write_whole(path) as stream:
             writer = RecordWriter(stream)
-            for position in job.images:
+            for position in job.positions:
                 record = self._source[position]
                 try:
                     record = record._replace(encoded=_read_checked(record))
@@ -153,7 +155,7 @@ class ShardMaker:
                     faults.append([error.kind, str(record.path), record.id, str(error)])
                 else:
                     spans.append(writer.write(encode_record(record, self._names[position])))
-                    kept.append(position)
+                    kept.append(record.id)
                 tick(1)
         return Made(
             file=job.file,
@@ -169,12 +171,7 @@ class ShardMaker:
 
 def _read_checked(record: ImageRecord) -> bytes:
     """The bytes of an image file. Raises ImageError where they are no image of the stated size."""
-    try:
-        encoded = record.path.read_bytes()
-    except FileNotFoundError as error:
-        raise ImageError("missing image", "no such file") from error
-    except Exception as error:  # OSError, and what remote file systems have
-        raise ImageError("unreadable image", f"{type(error).__name__}: {error}") from error
+    encoded = encoded_file(record.path).getvalue()
     try:
         read_image(io.BytesIO(encoded), expected=Size(record.height, record.width))
     except ImageError as error:

@@ -114,7 +114,7 @@ class TfdsImages(Sequence[ImageRecord]):
         try:
             data = read_record(path, Span(int(self._places.offset[i]), int(self._places.length[i])))
             return _to_record(_parse(data), path, *size)
-        except (RecordError, OSError, KeyError, ValueError) as error:
+        except (RecordError, KeyError, ValueError) as error:
             message = f"the record at byte {self._places.offset[i]} of this file cannot be read: {error}"
             raise ImageError("unreadable image", message, file=path) from error
 
