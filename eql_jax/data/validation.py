@@ -13,8 +13,10 @@ from typing import NamedTuple
 # kind -> what it means and what is done about it, as the summary prints it.
 FAULT_KINDS = {
     "missing image": "image file not found; the image is left out",
-    "unreadable image": "image file cannot be decoded (truncated, empty or no image); another image takes its place",
-    "size mismatch": "width and height of the file differ from the JSON; another image takes its place",
+    "unreadable image": "image file cannot be decoded (truncated, empty or no image); left out, in training another "
+    "image takes its place",
+    "size mismatch": "width and height of the file differ from the JSON; left out, in training another image takes its "
+    "place",
     "bad image record": "image without usable id (0 or more), width or height; left out with its annotations",
     "duplicate image id": "the first is kept",
     "duplicate category id": "the first is kept",
