@@ -26,7 +26,7 @@ import numpy as np
 
 from eql_jax.data.files import FilePath, as_path
 from eql_jax.data.images import ImageError
-from eql_jax.data.record_file import RecordError, Span, read_record
+from eql_jax.data.record_file import RecordError, RecordPlaces, read_record
 from eql_jax.data.record_format import decode_record
 from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord
 from eql_jax.data.validation import AnnotationError, Fault, FaultReport
@@ -39,23 +39,6 @@ ANNOTATIONS = "annotations.json.gz"
 JOURNAL = "journal"  # folder, there while a data set is being prepared
 
 REMAKE = "prepare it anew, into an empty folder"
-
-
-class RecordPlaces(NamedTuple):
-    """Where the records of N images are.
-
-    Attributes:
-      shard: int32 [N], number of the shard.
-      offset, length: int64 [N], see `record_file.Span`.
-    """
-
-    shard: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-
-    def span(self, i: int) -> Span:
-        """That of image i, in its shard."""
-        return Span(int(self.offset[i]), int(self.length[i]))
 
 
 class Index(NamedTuple):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import google_crc32c
+import numpy as np
 
 from eql_jax.data.files import FilePath, patiently
 
@@ -38,6 +39,23 @@ class Span(NamedTuple):
 
     offset: int
     length: int
+
+
+class RecordPlaces(NamedTuple):
+    """Where the records of N images are.
+
+    Attributes:
+      shard: int32 [N], number of the file.
+      offset, length: int64 [N], see `Span`.
+    """
+
+    shard: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+
+    def span(self, i: int) -> Span:
+        """That of image i, in its file."""
+        return Span(int(self.offset[i]), int(self.length[i]))
 
 
 class RecordWriter:

@@ -37,7 +37,7 @@ def open_annotations(
     """
     text = os.fspath(where)
     if text.startswith(PREFIX):
-        return load_tfds(text, images or None)
+        return load_tfds(text, images or None, strict=strict)
     path = as_path(where)
     if is_prepared(path):
         return load_prepared(path, strict=strict)

@@ -25,7 +25,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,8 +33,9 @@ from PIL import Image
 from eql_jax.data.categories import packaged_categories
 from eql_jax.data.files import FilePath, as_path, file_size, write_whole
 from eql_jax.data.images import ImageError
+from eql_jax.data.parallel import available_cores
 from eql_jax.data.polygons import RunLengths
-from eql_jax.data.record_file import RecordError, Span, read_record, scan
+from eql_jax.data.record_file import RecordError, RecordPlaces, read_record, scan
 from eql_jax.data.records import (
     Annotations,
     Category,
@@ -51,23 +52,16 @@ LOG = logging.getLogger(__name__)
 
 PREFIX = "tfds:"
 
-_VERSION = 1  # of the stored index
+_VERSION = 2  # of the stored index
 
 
-class Places(NamedTuple):
-    """Where the N images are: int64 [N] shard, offset and length, see `record_file.Span`."""
-
-    shard: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-
-
-def load_tfds(where: str, data_dir: str | os.PathLike | None = None) -> Annotations:
+def load_tfds(where: str, data_dir: str | os.PathLike | None = None, *, strict: bool = False) -> Annotations:
     """Opens a split of TFDS `lvis`. The first time, all of it is read once, for an index that is kept beside it.
 
     Args:
       where: 'tfds:lvis/train', or another split, or 'tfds:lvis:1.4.0/train'.
       data_dir: TFDS's folder, None for its default (~/tensorflow_datasets or TFDS_DATA_DIR).
+      strict: an image that is stored twice raises, else the first is kept and the others are counted in `report`.
 
     Returns:
       `Annotations`. Classes 0..1202 are categories 1..1203. Masks are `RunLengths`.
@@ -75,20 +69,23 @@ def load_tfds(where: str, data_dir: str | os.PathLike | None = None) -> Annotati
     Raises:
       ImportError: tensorflow-datasets is not installed.
       FileNotFoundError: the split has not been generated, or a file of it is missing.
-      AnnotationError: `where` is no such name, the data set is of another form, or a shard is damaged.
+      AnnotationError: `where` is no such name, the data set is of another form, or a shard is damaged; in strict
+        mode, an image is stored twice.
     """
     builder, split = _open(where, data_dir)
     paths = [as_path(path) for path in builder.info.splits[split].filepaths]
     folder = as_path(os.fspath(builder.data_dir))
     names = builder.info.features["objects"]["label"].names
     index, places = _read_index(folder / f"eql_jax-{split}.npz", paths, where)
+    report = FaultReport(strict=strict)
+    index, places = _leave_out_twice(index, places, paths, report)
     images = TfdsImages(paths, index, places)
     categories = _categories(names, index)
     return Annotations(
         categories=categories,
         class_ids=np.arange(1, len(names) + 1, dtype=np.int64),
         images=images,
-        report=FaultReport(),
+        report=report,
         raw=folder / split,
         make_dataset=functools.partial(to_lvis, categories, images),
     )
@@ -97,7 +94,7 @@ def load_tfds(where: str, data_dir: str | os.PathLike | None = None) -> Annotati
 class TfdsImages(Sequence[ImageRecord]):
     """The records of a split, each read and its masks decoded when it is asked for. Safe from any thread."""
 
-    def __init__(self, paths: Sequence[FilePath], index: ImageIndex, places: Places):
+    def __init__(self, paths: Sequence[FilePath], index: ImageIndex, places: RecordPlaces):
         self._paths = paths
         self._places = places
         self.image_index = index
@@ -112,7 +109,7 @@ class TfdsImages(Sequence[ImageRecord]):
         path = self._paths[self._places.shard[i]]
         size = int(self.image_index.widths[i]), int(self.image_index.heights[i])
         try:
-            data = read_record(path, Span(int(self._places.offset[i]), int(self._places.length[i])))
+            data = read_record(path, self._places.span(i))
             return _to_record(_parse(data), path, *size)
         except (RecordError, KeyError, ValueError) as error:
             message = f"the record at byte {self._places.offset[i]} of this file cannot be read: {error}"
@@ -162,7 +159,7 @@ def _categories(names: Sequence[str], index: ImageIndex) -> list[Category]:
     ]
 
 
-def _read_index(stored: FilePath, paths: Sequence[FilePath], where: str) -> tuple[ImageIndex, Places]:
+def _read_index(stored: FilePath, paths: Sequence[FilePath], where: str) -> tuple[ImageIndex, RecordPlaces]:
     """Reads the index, or makes it and keeps it where the folder can be written to."""
     sizes = {path.name: file_size(path) for path in paths}
     missing = [name for name, size in sizes.items() if size is None]
@@ -171,7 +168,7 @@ def _read_index(stored: FilePath, paths: Sequence[FilePath], where: str) -> tupl
             f"{where}: {paths[0].parent} lacks {missing[:3]} ({len(missing)} of {len(sizes)} files)"
         )
     key = hashlib.sha256(json.dumps([_VERSION, sizes]).encode()).hexdigest()
-    keys = (*ImageIndex._fields, *Places._fields)
+    keys = (*ImageIndex._fields, *RecordPlaces._fields)
     if file_size(stored) is not None:
         try:
             with np.load(io.BytesIO(stored.read_bytes())) as arrays:
@@ -192,9 +189,24 @@ def _read_index(stored: FilePath, paths: Sequence[FilePath], where: str) -> tupl
     return _split(found)
 
 
-def _split(arrays: dict[str, np.ndarray]) -> tuple[ImageIndex, Places]:
-    return ImageIndex(**{key: arrays[key] for key in ImageIndex._fields}), Places(
-        **{key: arrays[key] for key in Places._fields}
+def _leave_out_twice(
+    index: ImageIndex, places: RecordPlaces, paths: Sequence[FilePath], report: FaultReport
+) -> tuple[ImageIndex, RecordPlaces]:
+    """Keeps the first record of each image."""
+    first = np.sort(np.unique(index.ids, return_index=True)[1])
+    if first.size == index.ids.size:
+        return index, places
+    for i in np.setdiff1d(np.arange(index.ids.size), first):
+        message = f"its record at byte {places.offset[i]} is not the first of this id"
+        file = paths[places.shard[i]]
+        report.add("duplicate image id", file=file, record_id=int(index.ids[i]), message=message)
+    return index.select(first), RecordPlaces(*(values[first] for values in places))
+
+
+def _split(arrays: dict[str, np.ndarray]) -> tuple[ImageIndex, RecordPlaces]:
+    return (
+        ImageIndex(**{key: arrays[key] for key in ImageIndex._fields}),
+        RecordPlaces(**{key: arrays[key] for key in RecordPlaces._fields}),
     )
 
 
@@ -213,7 +225,7 @@ def _make_index(paths: Sequence[FilePath]) -> dict[str, np.ndarray]:
             raise AnnotationError(f"{path}: record {len(rows)} cannot be read: {error}") from error
         return rows
 
-    with ThreadPoolExecutor(min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)) as pool:
+    with ThreadPoolExecutor(min(32, available_cores())) as pool:
         rows = [row for of_one in pool.map(of_shard, range(len(paths))) for row in of_one]
     if not rows:
         raise AnnotationError(f"{paths[0]} and {len(paths) - 1} more files hold no image")
@@ -226,7 +238,7 @@ def _make_index(paths: Sequence[FilePath]) -> dict[str, np.ndarray]:
         "offsets": np.concatenate([[0], np.cumsum([c.size for c in classes])]).astype(np.int64),
         "classes": every_class,
         "ignore": np.zeros(every_class.size, bool),
-        "shard": np.array(shard, np.int64),
+        "shard": np.array(shard, np.int32),
         "offset": np.array(offset, np.int64),
         "length": np.array(length, np.int64),
     }

@@ -229,6 +229,25 @@ def test_index_is_kept_and_made_again(written, monkeypatch):
     assert not stored.exists()
 
 
+def test_an_image_that_is_stored_twice(written, monkeypatch):
+    from eql_jax.data import tfds_lvis
+
+    _, _, data_dir = written
+    read = tfds_lvis._read_index
+
+    def twice(*arguments):
+        index, places = read(*arguments)
+        rows = np.array([0, 1, 2, 1, 3])
+        return index.select(rows), tfds_lvis.RecordPlaces(*(values[rows] for values in places))
+
+    monkeypatch.setattr(tfds_lvis, "_read_index", twice)
+    annotations = open_annotations("tfds:lvis/train", data_dir)
+    assert annotations.index.ids.tolist() == [image.id for image in annotations.images] == [101, 102, 103, 104]
+    assert annotations.report.counts == {"duplicate image id": 1}
+    with pytest.raises(AnnotationError, match="duplicate image id.* id 102: its record at byte"):
+        open_annotations("tfds:lvis/train", data_dir, strict=True)
+
+
 def test_damage_and_mistakes(written, tmp_path):
     _, _, data_dir = written
     annotations = load_tfds("tfds:lvis/train", data_dir)
