@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 from importlib import resources
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from eql_jax.data.files import as_path
 from eql_jax.data.json_file import read_annotation_json
 from eql_jax.data.records import Annotations, Category, frequency_letter
 from eql_jax.data.validation import AnnotationError
@@ -147,7 +147,7 @@ def _packaged(source: str) -> _Counts:
 
 
 def _from_file(source: str) -> _Counts:
-    path = Path(source)
+    path = as_path(source)
     if not path.is_file():
         raise FileNotFoundError(
             f"data.frequencies is {source!r}: neither one of {(*PACKAGED_SOURCES, 'train_annotations')} nor a file"

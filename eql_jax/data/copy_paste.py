@@ -27,6 +27,8 @@ from eql_jax.data.views import Window
 MIN_VISIBLE_SHARE = 0.05
 MIN_VISIBLE_PIXELS = 4
 
+_FILLED_TOGETHER = 1 << 22  # pixels
+
 
 class Paste(NamedTuple):
     """Objects of one image to be set into another. They do not cover each other, but whatever was pasted before.
@@ -120,8 +122,18 @@ def fill_on_canvas(placed: Placed, row: int) -> tuple[Window, np.ndarray]:
         return window, np.ascontiguousarray(sample_run_lengths(segmentation, rows, columns))
     sizes = np.array([len(part) for part in segmentation])
     points = view.points(np.concatenate(segmentation)) - (x1, y1)
-    zeros = np.zeros(len(sizes), np.int64)
-    return window, fill_polygons(points, sizes, zeros, num_grids=1, height=window.height, width=window.width)[0]
+    # Some parts at a time: each is filled by itself, and an object of hundreds of parts may be as large as the canvas.
+    together = max(1, _FILLED_TOGETHER // max(1, window.height * window.width))
+    mask = np.zeros((window.height, window.width), np.uint8)
+    ends = np.cumsum(sizes)
+    for first in range(0, len(sizes), together):
+        some = sizes[first : first + together]
+        part = points[ends[first] - sizes[first] : ends[first + len(some) - 1]]
+        filled = fill_polygons(
+            part, some, np.arange(len(some)), num_grids=len(some), height=window.height, width=window.width
+        )
+        mask |= np.bitwise_or.reduce(filled, axis=0)
+    return window, mask
 
 
 def _set_in(canvas: np.ndarray, owners: np.ndarray, layer: int, paste: Paste, *, fast: bool) -> Placed:
@@ -156,6 +168,9 @@ def _visible(placed: Placed, layer: int, owners: np.ndarray) -> Placed:
         window, mask = fill_on_canvas(placed, row)
         seen = mask.astype(bool) & (owners[_slices(window)] <= layer)
         area, left_over = int(mask.sum()), int(seen.sum())
+        if not area:  # too thin for the centre of a pixel: it is gone when all that its box touches is
+            kept[row] = (owners[y1:y2, x1:x2] <= layer).any()
+            continue
         if left_over == area:
             continue
         if left_over < max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * area):

@@ -55,7 +55,7 @@ def window_pixels(
     if not out.size:
         return out
     try:
-        if fast and _enlarges(view) and _by_opencv(record, view, window, out):
+        if fast and _enlarges(view) and _suits_opencv(view, window) and _by_opencv(record, view, window, out):
             return out
         _by_pillow(record, view, window, out, reduce=fast)
     except ImageError as error:
@@ -66,6 +66,11 @@ def window_pixels(
 
 def _enlarges(view: View) -> bool:
     return view.scaled.height >= view.source.height and view.scaled.width >= view.source.width
+
+
+def _suits_opencv(view: View, window: Window) -> bool:
+    """OpenCV resizes the whole image; Pillow, at eight times the cost of a pixel, no more than the window."""
+    return 8 * window.height * window.width >= view.scaled.height * view.scaled.width
 
 
 def _by_pillow(record: ImageRecord, view: View, window: Window, out: np.ndarray, *, reduce: bool) -> None:

