@@ -153,7 +153,7 @@ def _read_images(listed: list[dict], path: FilePath, report: FaultReport) -> dic
     for record in listed:
         identity, sides = record.get("id"), (record.get("width"), record.get("height"))
         # Negative ids are taken: -1 marks the padding rows of a batch.
-        if not is_id(identity) or identity < 0 or not all(is_id(side) and side > 0 for side in sides):
+        if not is_id(identity) or identity < 0 or not all(is_id(side) and 0 < side < 2**31 for side in sides):
             message = f"found id {identity!r}, width and height {sides}, expected integers, id >= 0 and positive sides"
             report.add("bad image record", file=path, record_id=identity, message=message)
         elif identity in by_id:

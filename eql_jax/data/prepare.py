@@ -33,6 +33,7 @@ from eql_jax.data.annotations import JsonImages, find_files, read_content
 from eql_jax.data.categories import ClassStatistics, class_statistics
 from eql_jax.data.files import PARTIAL, FilePath, as_path, file_size, list_names, write_whole
 from eql_jax.data.image_paths import ImageFinder
+from eql_jax.data.parallel import available_cores
 from eql_jax.data.prepared import (
     ANNOTATIONS,
     FORMAT,
@@ -41,13 +42,12 @@ from eql_jax.data.prepared import (
     JOURNAL,
     REMAKE,
     VERSION,
-    RecordPlaces,
     load_prepared,
     parse_info,
     store_report,
 )
 from eql_jax.data.prepared_check import verify
-from eql_jax.data.record_file import file_sha256
+from eql_jax.data.record_file import RecordPlaces, file_sha256
 from eql_jax.data.records import Annotations
 from eql_jax.data.shards import AnnotationsCopier, Job, JobRunner, Made, ShardMaker
 from eql_jax.data.validation import AnnotationError, FaultReport
@@ -113,7 +113,7 @@ def prepare(
         for left in list_names(out):  # of a run that was killed
             if left.endswith(PARTIAL):
                 (out / left).unlink()
-        _prepare(annotations, images, out, plan, workers or _cores(), strict=strict, progress=progress)
+        _prepare(annotations, images, out, plan, workers or available_cores(), strict=strict, progress=progress)
     _remove_journal(journal)
     return load_prepared(out, strict=strict)
 
@@ -135,14 +135,18 @@ def _prepare(
     # By place in the annotation file, so that an image that is missing moves no border.
     parts = np.split(np.arange(len(source)), np.searchsorted(found.positions, borders[1:]))
     make = ShardMaker(source, found.names, strict=strict)
-    jobs = [Job(ANNOTATIONS, [], AnnotationsCopier(annotations))]
-    jobs += [Job(f"{name}-{i:05d}-of-{count:05d}.tfrecord", part.tolist(), make) for i, part in enumerate(parts)]
+    jobs = [Job(ANNOTATIONS, [], [], AnnotationsCopier(annotations))]
+    jobs += [
+        Job(f"{name}-{i:05d}-of-{count:05d}.tfrecord", found.ids[part].tolist(), part.tolist(), make)
+        for i, part in enumerate(parts)
+    ]
     with _progress_bar(len(source), shown=progress) as advance:
         copy, *made = JobRunner(out, out / JOURNAL, advance).run(jobs, workers=workers)
     for shard in made:
         for kind, file, image_id, message in shard.faults:
             report.add(kind, file=file, record_id=image_id, message=message)
-    kept = np.array([position for shard in made for position in shard.kept], np.int64)
+    position = {image_id: i for i, image_id in enumerate(found.ids.tolist())}
+    kept = np.array([position[image_id] for shard in made for image_id in shard.kept], np.int64)
     if not kept.size:
         raise AnnotationError(f"none of the {len(source)} images of {annotations} can be used\n{report.summary()}")
     result = Annotations(
@@ -272,10 +276,6 @@ def _progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]
         yield advance
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _explain(error: OSError) -> str:
     """What to do about an error of the file system."""
     hints = {
@@ -349,7 +349,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     folder = as_path(options.verify)
-    faults, records = verify(folder, workers=options.workers or _cores(), progress=_progress_bar)
+    faults, records = verify(folder, workers=options.workers or available_cores(), progress=_progress_bar)
     for fault in faults:
         print(fault)
     if faults:

@@ -53,6 +53,7 @@ FAULTS = [
     ("duplicate category id", duplicate("categories"), 10, 4, 2),
     ("bad category", lambda c: c["categories"].append({"id": None, "name": "x"}), None, 4, 2),
     ("bad image record", lambda c: c["images"].append({"id": 7, "width": 0, "height": 5}), 7, 4, 2),
+    ("bad image record", lambda c: c["images"].append({"id": 7, "width": 2**31, "height": 5}), 7, 4, 2),
     ("missing image", lambda c: c["images"].append({"id": 7, "width": 5, "height": 5}), 7, 4, 2),
 ]
 

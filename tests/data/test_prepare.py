@@ -293,6 +293,26 @@ def test_changed_between_two_halves(larger, tmp_path, monkeypatch):
 encode = shards.encode_record
 
 
+def test_other_images_are_missing_than_before(larger, tmp_path, monkeypatch):
+    """Between the halves one image comes and another goes: as many in the shard, and not the same."""
+    folder = larger.images / "train2017"
+    (folder / "000000000111.jpg").rename(tmp_path / "away.jpg")
+    monkeypatch.setattr(prepare_module, "_write_index", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(larger.json, larger.images, tmp_path / "out", images_per_shard=10, progress=False)
+    monkeypatch.undo()
+    (tmp_path / "away.jpg").rename(folder / "000000000111.jpg")
+    (folder / "000000000112.jpg").unlink()
+    made = []
+    monkeypatch.setattr(shards, "encode_record", lambda record, name: made.append(record.id) or encode(record, name))
+    prepared = prepare(larger.json, larger.images, tmp_path / "out", images_per_shard=10, progress=False)
+    assert made == [111, *range(113, 121)]
+    monkeypatch.undo()
+    prepare(larger.json, larger.images, tmp_path / "whole", images_per_shard=10, progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert [record.id for record in prepared.images] == prepared.index.ids.tolist()
+
+
 def test_flipped_bits(write_dataset, tmp_path, config, capsys):
     """Found and named by --verify and when the record is read; training goes on with other images."""
     from eql_jax.data.images import ImageError
