@@ -132,14 +132,25 @@ def _not_found(error: Exception) -> bool:
 
 
 def list_names(folder: FilePath) -> frozenset[str]:
-    """Names of the files in a folder; none where it does not exist."""
-    try:
-        if isinstance(folder, Path):
-            return frozenset(os.listdir(folder))
-        return frozenset(entry.name for entry in folder.iterdir())
-    except OSError:
-        return frozenset()
-    except Exception as error:
-        if _not_found(error):
+    """Names of the files in a folder; none where it does not exist or is no folder.
+
+    Raises:
+      PermissionError, ReadError: it is there and cannot be read, see `patiently`.
+    """
+
+    def read() -> frozenset[str]:
+        try:
+            if isinstance(folder, Path):
+                return frozenset(os.listdir(folder))
+            return frozenset(entry.name for entry in folder.iterdir())
+        except ValueError:  # a null byte: no folder has such a name
             return frozenset()
-        raise
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return frozenset()
+            raise
+
+    try:
+        return patiently(read, folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()

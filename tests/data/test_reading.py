@@ -1,11 +1,14 @@
 """Reading files: what passes is waited for, what does not stops the run, and no image is lost to either."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 
 from eql_jax.data import files
 from eql_jax.data.annotations import load_annotations
-from eql_jax.data.files import ReadError, patiently, read_file
+from eql_jax.data.files import ReadError, list_names, patiently, read_file
 from eql_jax.data.images import ImageError, read_image
 from eql_jax.data.pipeline import make_train_iterator
 from tests.data.conftest import make_content
@@ -22,7 +25,7 @@ class Failing:
     def __init__(self, times, error, value=b"bytes"):
         self.times, self.error, self.value, self.calls = times, error, value, 0
 
-    def __call__(self):
+    def __call__(self, *args):
         self.calls += 1
         if self.calls <= self.times:
             raise self.error
@@ -51,6 +54,19 @@ def test_not_found_of_a_bucket():
 
     with pytest.raises(FileNotFoundError, match="gs://b/x"):
         patiently(Failing(9, NotFoundError()), "gs://b/x")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert list_names(tmp_path) == {"file"}
+    for nowhere in ("none", "file", "n" * 300, "null\0byte"):
+        assert list_names(tmp_path / nowhere) == frozenset()
+    monkeypatch.setattr(os, "listdir", Failing(4, OSError(5, "Input/output error")))
+    with pytest.raises(ReadError, match=re.escape(f"{tmp_path} cannot be read")):
+        list_names(tmp_path)
+    monkeypatch.setattr(os, "listdir", Failing(1, PermissionError(13, "Permission denied", str(tmp_path))))
+    with pytest.raises(PermissionError, match=re.escape(str(tmp_path))):
+        list_names(tmp_path)
 
 
 def test_missing_and_forbidden_images_are_faults_of_the_image(tmp_path):
