@@ -125,9 +125,8 @@ def _histogram(statistics: ClassStatistics, index: ImageIndex, rates: np.ndarray
 
 def _sampled_images(index: ImageIndex, rates: np.ndarray, num_classes: int) -> np.ndarray:
     """Expected images with each class among as many draws as there are images, float64 [K]."""
-    image = np.repeat(np.arange(index.ids.size), index.object_counts())
-    pairs = np.unique(image * num_classes + index.classes)
-    return np.bincount(pairs % num_classes, weights=rates[pairs // num_classes], minlength=num_classes)
+    images, classes = index.present_classes(num_classes)
+    return np.bincount(classes, weights=rates[images], minlength=num_classes)
 
 
 def _tail_section(statistics: ClassStatistics, tail: Tail) -> str:

@@ -127,16 +127,14 @@ def _same(a: Category, b: Category) -> bool:
 
 def _count(annotations: Annotations) -> ClassStatistics:
     index = annotations.index
-    usable = ~index.ignore
-    image_of = np.repeat(np.arange(index.ids.size), index.object_counts())[usable]
-    classes = index.classes[usable]
-    pairs = np.unique(image_of * annotations.num_classes + classes)  # each class once an image
+    usable = index.select(np.arange(index.ids.size), usable_only=True)
+    images, classes = usable.present_classes(annotations.num_classes)
     return ClassStatistics(
         names=tuple(category.name for category in annotations.categories),
         frequencies=tuple(category.frequency for category in annotations.categories),
-        image_counts=np.bincount(pairs % annotations.num_classes, minlength=annotations.num_classes),
-        instance_counts=np.bincount(classes, minlength=annotations.num_classes),
-        num_images=np.unique(image_of).size,
+        image_counts=np.bincount(classes, minlength=annotations.num_classes),
+        instance_counts=np.bincount(usable.classes, minlength=annotations.num_classes),
+        num_images=np.unique(images).size,
         category_ids=annotations.class_ids,
     )
 
