@@ -100,7 +100,7 @@ def _read(annotations: Any) -> tuple[Mapping[str, Any], str]:
     if isinstance(annotations, Mapping):
         return annotations, "annotations"
     path = annotations if isinstance(annotations, (str, os.PathLike)) else annotations.raw
-    return read_annotation_json(path), os.fspath(path)
+    return read_annotation_json(path), str(path)
 
 
 def evaluate(
