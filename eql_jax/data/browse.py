@@ -145,20 +145,26 @@ def _tail_section(statistics: ClassStatistics, tail: Tail) -> str:
         f"{statistics.frequencies.count(letter)}"
         for letter in "rcf"
     ]
-    suggested = [
-        f"{share:.0%} at {thresholds[np.searchsorted(ratios, share, side='right') - 1]:.3g}"
-        for share in (0.02, 0.05, 0.1)
-        if ratios[0] <= share
-    ]
+    suggested = [f"{share:.0%}: {largest_threshold(counts, tail.num_images, share):.4g}" for share in (0.02, 0.05, 0.1)]
     names = ", ".join(statistics.names[i] for i in np.flatnonzero(tail.mask)[np.argsort(counts[tail.mask])])
     return (
         f"<h2>Tail for lambda {tail.threshold:g}</h2><p>{int(tail.mask.sum())} of {len(counts)} classes are in fewer "
         f"than {tail.threshold:g} of {tail.num_images:,} images ({html.escape(', '.join(inside))}); tail ratio "
-        f"{100 * ratio:.2f} %. The largest lambda with a tail ratio of at most "
-        f"{', '.join(suggested) or '10 %: none'}.</p>"
+        f"{100 * ratio:.2f} %. The largest lambda for a tail ratio of at most "
+        f"{', '.join(suggested)}.</p>"
         + tail_ratio_chart(thresholds, ratios, threshold=tail.threshold, ratio=ratio)
         + f"<details><summary>the tail's classes, rarest first</summary><p>{html.escape(names)}</p></details>"
     )
+
+
+def largest_threshold(image_counts: np.ndarray, num_images: int, share: float) -> float:
+    """The largest lambda whose tail ratio is at most `share`, cut (not rounded) to four digits."""
+    counts = np.unique(image_counts[image_counts > 0])
+    # With lambda at a class's own frequency that class is not in the tail, with a little more it is.
+    ratios = np.array([image_counts[image_counts < count].sum() for count in counts]) / image_counts.sum()
+    found = counts[np.flatnonzero(ratios <= share)[-1]] / num_images
+    digits = 10.0 ** (3 - np.floor(np.log10(found)))
+    return float(np.floor(found * digits * (1 + 1e-12)) / digits)
 
 
 def _batch_section(

@@ -84,9 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             split = split_annotations(content, val=options.val, seed=options.seed)
         except AnnotationError as error:
             raise AnnotationError(f"{options.annotations}: {error}") from error
+        targets = [options.out / f"{name}.json" for name in Split._fields]
+        if options.annotations.resolve() in [target.resolve() for target in targets]:
+            raise AnnotationError(f"--out {options.out} would overwrite {options.annotations}: choose another folder")
         options.out.mkdir(parents=True, exist_ok=True)
-        for name, side in split._asdict().items():
-            path = options.out / f"{name}.json"
+        for path, side in zip(targets, split, strict=True):
             with write_whole(path) as stream:
                 stream.write(json.dumps(side).encode())
             print(f"{path}: {len(side['images'])} images, {len(side['annotations'])} objects")

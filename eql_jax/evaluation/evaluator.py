@@ -29,6 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eql_jax.data.json_file import read_annotation_json
+from eql_jax.data.records import Annotations
 from eql_jax.evaluation.accumulate import (
     Curves,
     class_curves,
@@ -96,11 +97,12 @@ class EvaluationResult:
 
 
 def _read(annotations: Any) -> tuple[Mapping[str, Any], str]:
-    """The contents of an annotation JSON and its name for messages; an `Annotations` object knows its file as `raw`."""
+    """The contents of an annotation JSON and its name for messages."""
     if isinstance(annotations, Mapping):
         return annotations, "annotations"
-    path = annotations if isinstance(annotations, (str, os.PathLike)) else annotations.raw
-    return read_annotation_json(path), str(path)
+    if isinstance(annotations, Annotations):
+        return annotations.dataset(), str(annotations.raw)
+    return read_annotation_json(annotations), str(annotations)
 
 
 def evaluate(

@@ -194,7 +194,7 @@ def run_evaluation(
     if pooled is not None:
         pools = dataclasses.replace(pooled, metrics=pooled.pooled).flat()
         metrics |= {_suffixed(name, "pool"): value for name, value in pools.items()}
-    return _share_metrics(metrics, names) if num_hosts > 1 else metrics
+    return _share_metrics(metrics, names) if num_hosts > 1 else {name: metrics[name] for name in names}
 
 
 def _evaluate_unlimited(

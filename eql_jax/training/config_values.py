@@ -208,10 +208,12 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
             yield f"mesh.{axis} is 0; expected a number of devices, or -1 for all that are left"
     if config.mesh.data == -1 and config.mesh.model == -1:
         yield "mesh.data and mesh.model are both -1; one of them must be a number of devices"
-    if config.eval.ap_fixed and m.test.detections_per_image <= config.eval.max_detections:
+    unlimited = [name for name in ("ap_fixed", "ap_pool") if config.eval[name]]
+    if unlimited and m.test.detections_per_image <= config.eval.max_detections:
         yield (
-            f"eval.ap_fixed: model.test.detections_per_image is {m.test.detections_per_image}; expected more than "
-            f"eval.max_detections {config.eval.max_detections}, 1000 say, because AP-fixed has no limit per image"
+            f"eval.{unlimited[0]}: model.test.detections_per_image is {m.test.detections_per_image}; expected more "
+            f"than eval.max_detections {config.eval.max_detections}, 1000 say, because AP-fixed and AP-pool have no "
+            "limit per image"
         )
     for name, weight in t.loss_weights.items():
         if not weight >= 0:

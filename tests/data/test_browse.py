@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eql_jax.data.browse import browse, draw_row, parse_arguments
+from eql_jax.data.browse import browse, draw_row, largest_threshold, parse_arguments
 from eql_jax.data.categories import ClassStatistics
 from eql_jax.visualize.charts import class_histogram, tail_ratio_chart
 from tests.data.conftest import make_content
@@ -99,6 +99,23 @@ def test_tail_ratio_chart_marks_the_threshold():
     assert "lambda 0.01: tail ratio 50.00 %" in svg
     x, y = map(float, re.search(r'<circle cx="([0-9.]+)" cy="([0-9.]+)"', svg).groups())
     assert x == pytest.approx(64 + (1120 - 80) / 2, abs=0.1) and y == pytest.approx((34 + 300) / 2, abs=0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.05, 0.1, 0.5, 1.0])
+def test_largest_threshold(share):
+    from eql_jax.losses.tail import tail_mask_from_threshold, tail_ratio
+
+    counts = np.round(np.random.default_rng(0).pareto(0.7, 300) * 3 + 1).astype(int)
+    images = int(counts.max()) + 1234
+    threshold = largest_threshold(counts, images, share)
+
+    def ratio(value):
+        return tail_ratio(counts, tail_mask_from_threshold(counts / images, value))
+
+    assert ratio(threshold) <= share
+    next_one = counts[counts / images >= threshold].min() / images  # the next class to join the tail
+    assert threshold == pytest.approx(next_one, rel=1e-3)
+    assert share == 1 or ratio(np.nextafter(next_one, 1)) > share
 
 
 def test_arguments():

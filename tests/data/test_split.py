@@ -65,6 +65,19 @@ def test_command(write_dataset, tmp_path, capsys):
     assert (tmp_path / "again" / "val.json").read_bytes() == (tmp_path / "splits" / "val.json").read_bytes()
     capsys.readouterr()
 
+    with pytest.raises(SystemExit):  # twice in the same place
+        main(
+            [
+                "--annotations",
+                str(tmp_path / "splits" / "train.json"),
+                "--val",
+                "0.5",
+                "--out",
+                str(tmp_path / "splits"),
+            ]
+        )
+    assert "would overwrite" in capsys.readouterr().err
+
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(SystemExit):
         main(["--annotations", str(tmp_path / "list.json"), "--out", str(tmp_path / "x")])
