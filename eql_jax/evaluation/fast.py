@@ -98,7 +98,8 @@ def run_fast(
       max_detections: the best so many of each image count, over all classes; -1: all.
 
     Raises:
-      ValueError: a mask that is to be compared is damaged; the message names the result by its number.
+      ValueError: a mask that is to be compared is damaged, or any mask's string is unreadable; the message names the
+        result by its number.
     """
     truth = _truth_columns(ground_truth)
     rows = rows[best_of_each(table.image_ids[rows], table.scores[rows], max_detections)]

@@ -56,11 +56,7 @@ class Shapes(NamedTuple):
         """Raises ValueError where a mask is damaged, naming it as the result that its row in `masks` is."""
         damaged = self.rows[self.masks.damaged(self.rows)]
         if len(damaged):
-            height, width = self.masks.sizes[damaged[0]].tolist()
-            raise ValueError(
-                f"result {damaged[0]}: its run lengths are damaged, they do not fill {height} x {width} pixels. So are "
-                f"those of {len(damaged)} of the {len(self.rows)} results that were looked at; write the results again"
-            )
+            raise self.masks.fault(damaged, len(self.rows))
 
 
 class _Groups(NamedTuple):

@@ -16,6 +16,8 @@ import numpy as np
 
 _BLOCK_BYTES = 1 << 15  # characters decoded at a time: their arrays stay in the cache
 _BLOCK_MASKS = 128  # measured at a time; `pycocotools.mask.area` of 2.0.11 cannot take more than 255
+_FIRST, _LAST = 48, 111  # characters of the code
+_MORE = np.uint8(0x20)  # of a character: the number goes on
 _MAX_CHARACTERS = 7  # of a number: 35 bits, more than any image has pixels
 
 
@@ -75,9 +77,16 @@ class PackedMasks(NamedTuple):
         return decode_text(self.text[position], np.concatenate([[0], ends]))
 
     def measure(self, index: np.ndarray) -> Measures:
-        """Areas and boxes of the masks int [n]; what they are of a damaged mask means nothing."""
+        """Areas and boxes of the masks int [n]; what they are of one that does not fill its image means nothing.
+
+        Raises:
+          ValueError: a string is unreadable; the message names the mask by its number, that of its result.
+        """
         from pycocotools import mask as mask_api
 
+        unreadable = index[self.unreadable(index)]
+        if len(unreadable):
+            raise self.fault(unreadable, len(index))
         areas, boxes = np.zeros(len(index), np.int64), np.zeros((len(index), 4), np.int64)
         for start in range(0, len(index), _BLOCK_MASKS):
             part = slice(start, start + _BLOCK_MASKS)
@@ -85,6 +94,35 @@ class PackedMasks(NamedTuple):
             areas[part], boxes[part] = mask_api.area(rles), mask_api.toBbox(rles)
         boxes[:, 2:] += boxes[:, :2]
         return Measures(areas, boxes)
+
+    def unreadable(self, index: np.ndarray) -> np.ndarray:
+        """Which of the masks int [n] pycocotools must not see, bool [n].
+
+        It reads and writes past the end of its memory where a string ends in the middle of a number, or at a character
+        outside of the code (a zero byte ends the string early). This says so at a small part of what `damaged` costs.
+        """
+        index = np.asarray(index, np.int64)
+        starts, ends = self.offsets[index], self.offsets[index + 1]
+        filled = np.flatnonzero(ends > starts)
+        found = np.zeros(len(index), bool)
+        found[filled] = (self.text[ends[filled] - 1] - np.uint8(_FIRST)) & _MORE != 0
+        strange = []
+        for start in range(0, len(self.text), _BLOCK_BYTES):
+            block = self.text[start : start + _BLOCK_BYTES]
+            if block.min() < _FIRST or block.max() > _LAST:
+                strange.append(start + np.flatnonzero((block < _FIRST) | (block > _LAST)))
+        if strange:
+            owners = np.searchsorted(self.offsets, np.concatenate(strange), side="right") - 1
+            found |= np.isin(index, owners)
+        return found
+
+    def fault(self, damaged: np.ndarray, looked_at: int) -> ValueError:
+        """What to raise for the masks int [m], m > 0, of those looked at: names the first, which is a result's."""
+        height, width = self.sizes[damaged[0]].tolist()
+        return ValueError(
+            f"result {damaged[0]}: its run lengths are damaged, they do not fill {height} x {width} pixels. So are "
+            f"those of {len(damaged)} of the {looked_at} results that were looked at; write the results again"
+        )
 
     def damaged(self, index: np.ndarray) -> np.ndarray:
         """Which of the masks int [n] cannot be decoded or do not fill their images, bool [n].
@@ -106,7 +144,8 @@ def decode_text(text: np.ndarray, offsets: np.ndarray) -> Runs:
     """Decodes strings of compressed run lengths that lie end to end.
 
     Five bits a character (minus 48), the lowest first; 0x20 says that more follow, 0x10 of the last is the sign. From
-    the fourth run on, the difference to the run two before is stored.
+    the fourth run on, the difference to the run two before is stored. `eql_jax.data.polygons.decompress_counts` does
+    it for one string: it raises where this marks, and takes longer numbers.
 
     Args:
       text: uint8 [bytes].
@@ -114,10 +153,10 @@ def decode_text(text: np.ndarray, offsets: np.ndarray) -> Runs:
     """
     sizes = np.diff(offsets)
     bad = sizes == 0
-    strange = np.flatnonzero((text < 48) | (text > 111))
+    strange = np.flatnonzero((text < _FIRST) | (text > _LAST))
     bad[np.searchsorted(offsets, strange, side="right") - 1] = True
-    codes = text - np.uint8(48)
-    last = (codes & 0x20) == 0
+    codes = text - np.uint8(_FIRST)
+    last = (codes & _MORE) == 0
     final = offsets[1:][sizes > 0] - 1
     bad[np.flatnonzero(sizes)[~last[final]]] = True  # ends in the middle of a number
     last[final] = True
@@ -159,9 +198,10 @@ def crop_of(lengths: np.ndarray, box: np.ndarray, height: int) -> np.ndarray:
       height: of the whole mask.
     """
     x1, y1, x2, y2 = box.tolist()
-    lengths = lengths[: len(lengths) // 2 * 2].copy()  # up to the last run of the object
-    lengths[:1] -= x1 * height  # there is always one of no object ahead
-    columns = np.repeat((np.arange(len(lengths)) & 1).astype(np.uint8), lengths)
+    # Runs may end in front of the box and behind it, where those of the object are empty. An empty one at the very end
+    # makes pycocotools' box a column wider than the image.
+    ends = np.clip(np.cumsum(lengths) - x1 * height, 0, (x2 - x1) * height)
+    columns = np.repeat((np.arange(len(lengths)) & 1).astype(np.uint8), np.diff(ends, prepend=0))
     pixels = np.zeros((x2 - x1) * height, np.uint8)
     pixels[: len(columns)] = columns
     return pixels.reshape(x2 - x1, height).T[y1:y2]

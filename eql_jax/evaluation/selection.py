@@ -104,7 +104,15 @@ def result_dicts(table: ResultTable, rows: np.ndarray, *, masks: bool) -> list[d
     """Results as the official code takes them, with the box or the mask and not both.
 
     With a box beside the mask, it would take the box's area for the mask's.
+
+    Raises:
+      ValueError: a mask is damaged, whether it will be compared with another or not; the message names the result by
+        its number.
     """
+    if masks:
+        damaged = rows[table.masks.damaged(rows)]
+        if len(damaged):
+            raise table.masks.fault(damaged, len(rows))
     unused = "bbox" if masks else "segmentation"
     found: list[Mapping[str, Any]] = [table.result(row) for row in rows.tolist()]
     return [{key: value for key, value in result.items() if key != unused} for result in found]

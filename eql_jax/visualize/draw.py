@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from eql_jax.data.polygons import to_rle
+from eql_jax.data.polygons import decode_run_lengths, parse_run_lengths, to_rle
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -163,14 +163,18 @@ def _scaled_box(thing: Mapping[str, Any], picture: Image.Image, scale: float) ->
 
 
 def _decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray | None:
-    """The mask, bool [H, W], or None where there is none or it belongs to another size."""
+    """The mask, bool [H, W], or None where there is none, it is damaged or it belongs to another size."""
     from pycocotools import mask as mask_utils
 
     width, height = size
+    if isinstance(segmentation, Mapping):
+        try:
+            rle = parse_run_lengths(segmentation)  # pycocotools writes beyond its memory for some damaged ones
+        except ValueError:
+            return None
+        return decode_run_lengths(rle).astype(bool) if (rle.height, rle.width) == (height, width) else None
     if isinstance(segmentation, list):
         segmentation = [part for part in segmentation if len(part) >= 6]
-    elif isinstance(segmentation, Mapping) and list(segmentation["size"]) != [height, width]:
-        return None
     if not segmentation:
         return None
     return mask_utils.decode(to_rle(segmentation, height=height, width=width)).astype(bool)

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
+from eql_jax.data import polygons
 from eql_jax.evaluation import evaluate, official
 from eql_jax.evaluation.boundary import boundary_of, width_of_boundary
 from eql_jax.evaluation.ground_truth import prepare_ground_truth
+from eql_jax.evaluation.run_lengths import PackedMasks, crop_of
 from tests.evaluation import reference
 from tests.evaluation.synthetic_lvis import HEIGHT, WIDTH, make_lvis
 from tests.evaluation.test_evaluator import make_coco
@@ -60,6 +62,32 @@ def test_iou_by_hand():
     assert result.metrics["segm"]["AP"] == pytest.approx(0.9)
     assert result.metrics["boundary"]["AP"] == pytest.approx(0.4)
     assert result.classes[0].ap == pytest.approx({"segm": 0.9, "boundary": 0.4})
+
+
+@pytest.mark.parametrize("ahead, behind", [([3, 0], []), ([], [0, 2]), ([], [0]), ([0, 0, 3, 0], [0, 2, 0, 1, 0])])
+def test_empty_runs(ahead, behind):
+    """Run lengths with runs of no pixel, ahead, behind and at the very end, are the mask without them."""
+    size = (40, 60)
+    plain = encode(square(size, 20, 10, 25))
+    first, *runs = polygons.decompress_counts(plain["counts"]).tolist()
+    counts = [*ahead, first - sum(ahead), *runs[:-1], runs[-1] - sum(behind), *behind]
+    rle = mask_utils.frPyObjects({"size": list(size), "counts": counts}, *size)
+    odd = {"size": list(size), "counts": rle["counts"].decode()}
+    assert sum(counts) == 2400 and odd["counts"] != plain["counts"]
+    image = {"id": 1, "height": 40, "width": 60, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 10, 25, 25], "area": 625}
+    for found, annotated in ((odd, plain), (plain, odd)):  # pycocotools stops where both have an empty run at once
+        dataset = {"images": [image], "annotations": [{**annotation, "segmentation": annotated}]}
+        dataset["categories"] = [{"id": 1, "frequency": "f"}]
+        results = [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": found}]
+        assert evaluate(dataset, results, iou_types=["boundary"]).metrics["boundary"]["AP"] == pytest.approx(1)
+    runs = PackedMasks.from_rles([odd])
+    box = runs.measure(np.array([0])).boxes[0]
+    crop = crop_of(runs.decode(np.array([0])).lengths, box, 40)
+    x1, y1, x2, y2 = box.tolist()
+    inside = crop[:, : 60 - x1]  # pycocotools' box may be wider than the image
+    np.testing.assert_array_equal(inside, square(size, 20, 10, 25)[y1:y2, x1:x2])
+    assert inside.sum() == crop.sum() == 625
 
 
 # --------------------------------------------------------------------------------------------- the whole canvas

@@ -194,6 +194,22 @@ def test_damaged_masks_are_named():
         evaluate(dataset, results, iou_types=["segm"])
 
 
+def test_strings_that_pycocotools_must_not_see():
+    """Far from any object: nothing compares these masks, but their areas are asked for."""
+    dataset, results = make_lvis(4)
+    image = next(image for image in dataset["images"] if image["neg_category_ids"])
+    result = {"image_id": image["id"], "category_id": image["neg_category_ids"][0], "score": 0.5}
+    for counts in ("P" * 5, "0P", "09\x00", "09~", "\x1409"):
+        results[7] = {**result, "segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}}
+        for options in ({}, {"backend": "official"}, {"iou_types": ["boundary"]}):
+            with pytest.raises(ValueError, match="^result 7: its run lengths are damaged"):
+                evaluate(dataset, results, **{"iou_types": ["segm"], **options})
+    # The package measures and compares what it is given: one that does not fill its image never gets there.
+    results[7]["segmentation"]["counts"] = "0102"
+    with pytest.raises(ValueError, match="^result 7: its run lengths are damaged"):
+        evaluate(dataset, results, iou_types=["segm"], backend="official")
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match="backend: expected one of .*'slow'"):
         evaluate({}, [], backend="slow")
