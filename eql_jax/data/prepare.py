@@ -4,8 +4,8 @@
     python -m eql_jax.data.prepare --verify lvis_v1_train_prepared
 
 Every image file is decoded once; those that are damaged or not of the stated size are left out and named, and so are
-faulty annotations. A run that was killed goes on where it was when the same command is given again. The same input
-gives the same bytes, whatever the number of workers. All paths may be remote (gs://bucket/folder).
+faulty annotations. A run that was killed goes on where it was when the same command is given again. The same files
+give the same bytes, whatever the number of workers and wherever they are. All paths may be remote (gs://bucket/folder).
 `eql_jax.data.prepared` describes the folder.
 
 Exit status: 0; 1 when --verify found damage; 2 when something has to be put right, which the message says.
@@ -42,6 +42,8 @@ from eql_jax.data.prepared import (
     JOURNAL,
     REMAKE,
     VERSION,
+    DamagedIndex,
+    info_sha256,
     load_prepared,
     parse_info,
     store_report,
@@ -54,7 +56,7 @@ from eql_jax.data.validation import AnnotationError, FaultReport
 
 IMAGES_PER_SHARD = 512  # 196 shards of about 85 MB for LVIS v1
 
-# Classes in a smaller share of images are counted in the index: lambdas of the equalization loss, and around.
+# Classes in a smaller share of images are listed in the index: lambdas of the equalization loss, and around.
 _LAMBDAS = (1e-4, 4e-4, 5e-4, 1e-3, 1.1e-3, 1.76e-3, 5e-3, 1e-2)
 
 _PLAN = "plan.json"
@@ -92,19 +94,20 @@ def prepare(
       FileNotFoundError, AnnotationError: see `load_annotations`; also when no image can be used.
       OSError: `out` cannot be written.
     """
-    annotations, images, out = as_path(annotations), as_path(images), as_path(out)
+    annotations, images, out = _absolute(annotations), _absolute(images), _absolute(out)
     if not annotations.is_file():
         raise FileNotFoundError(f"annotation file {annotations} does not exist")
     ImageFinder(images)  # raises where there is no such folder, before minutes of reading
     out.mkdir(parents=True, exist_ok=True)
-    plan = {
+    source = {
         "annotations": {"file": annotations.name, "bytes": file_size(annotations), "sha256": file_sha256(annotations)},
-        "images_dir": str(images),
         "images_per_shard": None if shards else images_per_shard,
         "shards": shards,
     }
+    # Where the images are is compared as long as it is not finished, and then forgotten.
+    plan = {"version": VERSION, "images_dir": str(_resolved(images))} | source
     journal = out / JOURNAL
-    if _is_finished(out, plan):
+    if _is_finished(out, source):
         _remove_journal(journal)
         return load_prepared(out, strict=strict)
     journal.mkdir(parents=True, exist_ok=True)
@@ -113,34 +116,34 @@ def prepare(
         for left in list_names(out):  # of a run that was killed
             if left.endswith(PARTIAL):
                 (out / left).unlink()
-        _prepare(annotations, images, out, plan, workers or available_cores(), strict=strict, progress=progress)
+        _prepare(annotations, images, out, source, workers or available_cores(), strict=strict, progress=progress)
     _remove_journal(journal)
     return load_prepared(out, strict=strict)
 
 
 def _prepare(
-    annotations: FilePath, images: FilePath, out: FilePath, plan: dict, workers: int, *, strict: bool, progress: bool
+    annotations: FilePath, images: FilePath, out: FilePath, source: dict, workers: int, *, strict: bool, progress: bool
 ) -> None:
     if progress:
         print(f"reading {annotations} ({file_size(annotations) / 1e6:.0f} MB)", file=sys.stderr)
     report = FaultReport(strict=strict)
     content = read_content(annotations, report)
     found = find_files(content, images, report)
-    source = JsonImages(content.objects, found)
+    records = JsonImages(content.objects, found)
 
     name = annotations.name.removesuffix(".gz").removesuffix(".json")
     total = len(content.images)
-    count = plan["shards"] or -(-total // plan["images_per_shard"])
-    borders = np.arange(count) * plan["images_per_shard"] if not plan["shards"] else np.arange(count) * total // count
+    count, size = source["shards"], source["images_per_shard"]
+    borders = np.arange(count) * total // count if count else np.arange(0, total, size)
+    count = len(borders)
     # By place in the annotation file, so that an image that is missing moves no border.
-    parts = np.split(np.arange(len(source)), np.searchsorted(found.positions, borders[1:]))
-    make = ShardMaker(source, found.names, strict=strict)
-    jobs = [Job(ANNOTATIONS, [], [], AnnotationsCopier(annotations))]
-    jobs += [
-        Job(f"{name}-{i:05d}-of-{count:05d}.tfrecord", found.ids[part].tolist(), part.tolist(), make)
-        for i, part in enumerate(parts)
-    ]
-    with _progress_bar(len(source), shown=progress) as advance:
+    parts = np.split(np.arange(len(records)), np.searchsorted(found.positions, borders[1:]))
+    make = ShardMaker(records, strict=strict)
+    jobs = [Job(ANNOTATIONS, [], [], [], AnnotationsCopier(annotations))]
+    for i, part in enumerate(parts):
+        ids, names = found.ids[part].tolist(), [found.names[j] for j in part]
+        jobs.append(Job(f"{name}-{i:05d}-of-{count:05d}.tfrecord", ids, names, part.tolist(), make))
+    with _progress_bar(len(records), shown=progress) as advance:
         copy, *made = JobRunner(out, out / JOURNAL, advance).run(jobs, workers=workers)
     for shard in made:
         for kind, file, image_id, message in shard.faults:
@@ -148,7 +151,7 @@ def _prepare(
     position = {image_id: i for i, image_id in enumerate(found.ids.tolist())}
     kept = np.array([position[image_id] for shard in made for image_id in shard.kept], np.int64)
     if not kept.size:
-        raise AnnotationError(f"none of the {len(source)} images of {annotations} can be used\n{report.summary()}")
+        raise AnnotationError(f"none of the {len(records)} images of {annotations} can be used\n{report.summary()}")
     result = Annotations(
         categories=content.categories,
         class_ids=np.array([category.id for category in content.categories], np.int64),
@@ -156,10 +159,33 @@ def _prepare(
         report=report,
         raw=annotations,
     )
-    _write_index(out, plan, result, copy, made)
+    _forget_places(report, annotations, images)
+    _write_index(out, source, result, copy, made)
 
 
-def _write_index(out: FilePath, plan: dict, result: Annotations, copy: Made, made: list[Made]) -> None:
+def _absolute(path: str | os.PathLike) -> FilePath:
+    path = as_path(path)
+    return path.absolute() if isinstance(path, Path) else path
+
+
+def _resolved(path: FilePath) -> FilePath:
+    """One spelling of a local folder, links followed."""
+    return path.resolve() if isinstance(path, Path) else path
+
+
+def _forget_places(report: FaultReport, annotations: FilePath, images: FilePath) -> None:
+    """Takes the folders out of the examples (the names stay): the bytes are the same wherever the files are."""
+    for kind, faults in report.examples.items():
+        report.examples[kind] = [
+            fault._replace(
+                file=annotations.name if fault.file == str(annotations) else fault.file,
+                message=fault.message.removesuffix(f" in {images}"),
+            )
+            for fault in faults
+        ]
+
+
+def _write_index(out: FilePath, source: dict, result: Annotations, copy: Made, made: list[Made]) -> None:
     """Writes index.npz and then index.json, whose being there says that all is done."""
     places = RecordPlaces(
         shard=np.repeat(np.arange(len(made), dtype=np.int32), [len(shard.kept) for shard in made]),
@@ -174,7 +200,7 @@ def _write_index(out: FilePath, plan: dict, result: Annotations, copy: Made, mad
     info = {
         "format": FORMAT,
         "version": VERSION,
-        "source": plan,
+        "source": source,
         "images": len(result.images),
         "objects": int(result.index.classes.size),
         "annotations": {"file": copy.file, "bytes": copy.bytes, "sha256": copy.sha256},
@@ -191,30 +217,34 @@ def _write_index(out: FilePath, plan: dict, result: Annotations, copy: Made, mad
         "categories": [category._asdict() for category in result.categories],
         "dropped": store_report(result.report),
     }
+    info["sha256"] = info_sha256(info)
     with write_whole(out / INDEX_JSON) as stream:
         stream.write(json.dumps(info, indent=1, ensure_ascii=False).encode())
 
 
 def _describe(statistics: ClassStatistics) -> dict[str, Any]:
-    """What the usable objects say of the classes, for people and tools; training counts them itself."""
-    letters = {letter: statistics.frequencies.count(letter) for letter in "rcf"}
+    """What the usable objects say of the classes, for people and tools; training counts them itself.
+
+    Sets of classes are lists of category ids.
+    """
+    letters, ids = np.array(statistics.frequencies), statistics.category_ids
     shares = statistics.image_counts / max(statistics.num_images, 1)
     return {
         "annotated_images": statistics.num_images,
-        "classes_by_letter": letters,
-        "classes_below_share_of_images": {f"{share:g}": int((shares < share).sum()) for share in _LAMBDAS},
+        "classes_by_letter": {letter: ids[letters == letter].tolist() for letter in "rcf"},
+        "classes_below_share_of_images": {f"{share:g}": ids[shares < share].tolist() for share in _LAMBDAS},
         "image_counts": statistics.image_counts.tolist(),
         "instance_counts": statistics.instance_counts.tolist(),
     }
 
 
-def _is_finished(out: FilePath, plan: dict) -> bool:
-    """Whether the data set is there; raises PrepareError where it is one of another plan."""
+def _is_finished(out: FilePath, source: dict) -> bool:
+    """Whether the data set is there; raises PrepareError where it is one of another source."""
     path = out / INDEX_JSON
     if file_size(path) is None:
         return False
     info = parse_info(path.read_bytes(), path)
-    _compare(info["source"], plan, out)
+    _compare(info["source"], source, out)
     return True
 
 
@@ -281,8 +311,8 @@ def _explain(error: OSError) -> str:
     hints = {
         errno.ENOSPC: "the disk is full: free some space and run the same command again, it goes on where it was",
         errno.EDQUOT: "your quota is used up: free some space and run the same command again, it goes on where it was",
-        errno.EACCES: "give --out a folder that you may write to",
-        errno.EPERM: "give --out a folder that you may write to",
+        errno.EACCES: "see to its permissions, or give --out a folder that you may write to",
+        errno.EPERM: "see to its permissions, or give --out a folder that you may write to",
         errno.EROFS: "this disk cannot be written to: give another --out",
         errno.EEXIST: "there is a file of that name: give another --out",
         errno.ENOTDIR: "there is a file where a folder is needed: give another --out",
@@ -349,7 +379,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     folder = as_path(options.verify)
-    faults, records = verify(folder, workers=options.workers or available_cores(), progress=_progress_bar)
+    try:
+        faults, records = verify(folder, workers=options.workers or available_cores(), progress=_progress_bar)
+    except DamagedIndex as error:  # its message says what to do
+        print(error)
+        return 1
     for fault in faults:
         print(fault)
     if faults:

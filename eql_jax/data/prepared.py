@@ -8,23 +8,23 @@ The folder, local or in a bucket, holds
 | file | what |
 | --- | --- |
 | NAME-00000-of-00196.tfrecord .. | records (`record_format`), in the order of the annotation file |
-| index.json | source, shards with sizes and checksums, classes and their statistics, what was dropped |
+| index.json | source, all files with sizes and checksums, classes and their statistics, what was dropped |
 | index.npz | ids, sizes, classes of all images, and where each record is |
 | annotations.json.gz | the annotation file itself, for the official evaluation |
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from eql_jax.data.files import FilePath, as_path
+from eql_jax.data.files import FilePath, as_path, read_file
 from eql_jax.data.images import ImageError
 from eql_jax.data.record_file import RecordError, RecordPlaces, read_record
 from eql_jax.data.record_format import decode_record
@@ -32,13 +32,17 @@ from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord
 from eql_jax.data.validation import AnnotationError, Fault, FaultReport
 
 FORMAT = "eql_jax prepared data set"
-VERSION = 1
+VERSION = 2
 INDEX_JSON = "index.json"
 INDEX_NPZ = "index.npz"
 ANNOTATIONS = "annotations.json.gz"
 JOURNAL = "journal"  # folder, there while a data set is being prepared
 
 REMAKE = "prepare it anew, into an empty folder"
+
+
+class DamagedIndex(AnnotationError):
+    """The index of a prepared data set is not what was written."""
 
 
 class Index(NamedTuple):
@@ -56,7 +60,8 @@ def is_prepared(folder: str | os.PathLike) -> bool:
 
 
 def load_prepared(folder: str | os.PathLike, *, strict: bool = False) -> Annotations:
-    """Opens a prepared data set; only its index is read now. Its records equal those of the JSON it was made from.
+    """Opens a prepared data set; only its index is read now. Its records equal those of the JSON it was made from, but
+    for their path: that is the name below the image folder, in the folder of the data set, where there is no such file.
 
     Of a damaged record, `annotations.images[i]` raises `ImageError` that names shard and record; training then takes
     another image and reports it.
@@ -67,7 +72,9 @@ def load_prepared(folder: str | os.PathLike, *, strict: bool = False) -> Annotat
 
     Raises:
       FileNotFoundError: the folder or its index does not exist.
-      AnnotationError: the folder is unfinished, or its index is damaged or of another version; in strict mode, faults.
+      AnnotationError: the folder is unfinished, or its index is damaged (`DamagedIndex`) or of another version; in
+        strict mode, faults.
+      OSError: the index is there and cannot be read.
     """
     folder = as_path(folder)
     index = read_index(folder)
@@ -92,7 +99,6 @@ class PreparedImages(Sequence[ImageRecord]):
 
     def __init__(self, folder: FilePath, index: Index):
         self._shards = [folder / shard["file"] for shard in index.info["shards"]]
-        self._images_dir = as_path(index.info["source"]["images_dir"])
         self._places = index.places
         self.image_index = index.images
         self._folder = folder
@@ -107,7 +113,7 @@ class PreparedImages(Sequence[ImageRecord]):
         shard = self._shards[self._places.shard[i]]
         for attempt in (1, 2):  # again, because a network gives bad answers at times
             try:
-                record = decode_record(read_record(shard, self._places.span(i)), self._images_dir)
+                record = decode_record(read_record(shard, self._places.span(i)), self._folder)
                 if record.id != self.image_index.ids[i]:
                     raise RecordError(f"it holds image {record.id}, expected {self.image_index.ids[i]}")
                 return record
@@ -126,7 +132,7 @@ def read_index(folder: FilePath) -> Index:
     """Reads and checks the index of a prepared data set. Raises as `load_prepared`."""
     path = folder / INDEX_JSON
     try:
-        raw = path.read_bytes()
+        raw = read_file(path)
     except FileNotFoundError as error:
         if (folder / JOURNAL).exists():
             raise AnnotationError(f"{folder} is not fully prepared: run the command that began it again") from error
@@ -134,12 +140,20 @@ def read_index(folder: FilePath) -> Index:
     info = parse_info(raw, path)
     path = folder / INDEX_NPZ
     try:
-        with np.load(BytesIO(path.read_bytes())) as stored:
+        raw = read_file(path)
+    except FileNotFoundError as error:
+        raise DamagedIndex(f"{path} is missing: {REMAKE}") from error
+    if (found := hashlib.sha256(raw).hexdigest()) != info["index"]["sha256"]:
+        raise DamagedIndex(
+            f"{path} is damaged: its SHA-256 is {found}, {INDEX_JSON} has {info['index']['sha256']}: {REMAKE}"
+        )
+    try:
+        with np.load(BytesIO(raw)) as stored:
             arrays = {key: stored[key] for key in (*ImageIndex._fields, *RecordPlaces._fields)}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise AnnotationError(f"{path} cannot be read: {type(error).__name__}: {error}: {REMAKE}") from error
+    except Exception as error:  # of zipfile, zlib, NumPy and its parser of headers
+        raise DamagedIndex(f"{path} cannot be read: {type(error).__name__}: {error}: {REMAKE}") from error
     if arrays["ids"].size != info["images"]:
-        raise AnnotationError(f"{path} has {arrays['ids'].size} images, {INDEX_JSON} says {info['images']}: {REMAKE}")
+        raise DamagedIndex(f"{path} has {arrays['ids'].size} images, {INDEX_JSON} says {info['images']}: {REMAKE}")
     return Index(
         info,
         ImageIndex(**{key: arrays[key] for key in ImageIndex._fields}),
@@ -147,15 +161,26 @@ def read_index(folder: FilePath) -> Index:
     )
 
 
+def info_sha256(info: dict[str, Any]) -> str:
+    """SHA-256 of the contents of index.json but for the key 'sha256': of their JSON without spaces, keys sorted."""
+    content = {key: value for key, value in info.items() if key != "sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def parse_info(raw: bytes, path: FilePath) -> dict[str, Any]:
-    """The contents of index.json. Raises AnnotationError where they are damaged or of another version."""
+    """The contents of index.json. Raises DamagedIndex, and AnnotationError where they are of another version."""
     try:
         info = json.loads(raw)
         found = info["format"], info["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise AnnotationError(f"{path} is no index of a prepared data set, or damaged: {error!r}: {REMAKE}") from error
+        raise DamagedIndex(f"{path} is no index of a prepared data set, or damaged: {error!r}: {REMAKE}") from error
     if found != (FORMAT, VERSION):
         raise AnnotationError(f"{path} is {found[0]!r} of version {found[1]}, expected version {VERSION}: {REMAKE}")
+    if (own := info_sha256(info)) != info.get("sha256"):
+        raise DamagedIndex(
+            f"{path} is damaged: its contents have the SHA-256 {own}, it says {info.get('sha256')}: {REMAKE}"
+        )
     return info
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import NamedTuple
@@ -35,12 +35,11 @@ def verify(
         of records read.
 
     Raises:
-      FileNotFoundError, AnnotationError: the index itself cannot be read; see `prepared.load_prepared`.
+      FileNotFoundError, AnnotationError: the index itself cannot be read or is damaged; see `prepared.load_prepared`.
     """
     index = read_index(folder)
-    faults = []
-    for entry in (index.info["index"], index.info["annotations"]):
-        faults += [f"{entry['file']}: {what}" for what in _check_file(folder / entry["file"], entry)]
+    entry = index.info["annotations"]  # `read_index` has checked the others
+    faults = [f"{entry['file']}: {what}" for what in _check_file(folder / entry["file"], entry)]
     with progress(index.images.ids.size, shown=True) as advance, ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(lambda i: _check_shard(folder, index, i, advance), range(len(index.info["shards"]))))
     faults += [fault for of_shard in found for fault in of_shard.faults]
@@ -48,22 +47,43 @@ def verify(
 
 
 def _check_file(path: FilePath, entry: dict) -> list[str]:
-    size = file_size(path)
-    if size != entry["bytes"]:
-        return ["missing" if size is None else f"{size} bytes, expected {entry['bytes']}"]
-    return [] if file_sha256(path) == entry["sha256"] else ["its SHA-256 differs from that in index.json"]
+    try:
+        size = file_size(path)
+        if size != entry["bytes"]:
+            return ["missing" if size is None else f"{size} bytes, expected {entry['bytes']}"]
+        return [] if file_sha256(path) == entry["sha256"] else ["its SHA-256 differs from that in index.json"]
+    except Exception as error:  # OSError, and what remote file systems have
+        return [_unread(error)]
 
 
 def _check_shard(folder: FilePath, index: Index, number: int, advance: Callable[[int], None]) -> Verified:
+    """Checks one shard. What keeps it from being read is a fault of its own: the others are still checked."""
+    entry = index.info["shards"][number]
+    faults, whole = [], 0
+    try:
+        for fault in _faults_of_shard(folder, index, number, advance):
+            if fault:
+                faults.append(f"{entry['file']}: {fault}")
+            else:
+                whole += 1
+    except Exception as error:  # OSError, and what remote file systems have
+        faults.append(f"{entry['file']}: {_unread(error)}")
+    return Verified(faults, whole)
+
+
+def _faults_of_shard(folder: FilePath, index: Index, number: int, advance: Callable[[int], None]) -> Iterator[str]:
+    """Yields what is damaged, and an empty text for each whole record."""
     entry = index.info["shards"][number]
     path = folder / entry["file"]
     size = file_size(path)
     if size is None:
-        return Verified([f"{entry['file']}: missing"], 0)
-    faults = [] if size == entry["bytes"] else [f"{entry['file']}: {size} bytes, expected {entry['bytes']}"]
+        yield "missing"
+        return
+    sound = size == entry["bytes"]
+    if not sound:
+        yield f"{size} bytes, expected {entry['bytes']}"
     digest = hashlib.sha256()
     first, last = np.searchsorted(index.places.shard, [number, number + 1])
-    whole = 0
     with path.open("rb") as stream:
         for i in range(first, last):
             span = index.places.span(i)
@@ -74,11 +94,15 @@ def _check_shard(folder: FilePath, index: Index, number: int, advance: Callable[
                 record = decode_record(unframe(framed, span), folder)
                 if record.id != image_id:
                     raise RecordError(f"it holds image {record.id}")
-                whole += 1
+                yield ""
             except RecordError as error:
-                faults.append(f"{entry['file']}: record {i - first} (image {image_id}): {error}")
+                sound = False
+                yield f"record {i - first} (image {image_id}): {error}"
             advance(1)
         digest.update(stream.read())
-    if not faults and digest.hexdigest() != entry["sha256"]:
-        faults.append(f"{entry['file']}: its SHA-256 differs from that in index.json, all records are whole")
-    return Verified(faults, whole)
+    if sound and digest.hexdigest() != entry["sha256"]:
+        yield "its SHA-256 differs from that in index.json, all records are whole"
+
+
+def _unread(error: Exception) -> str:
+    return f"cannot be read: {type(error).__name__}: {error}"

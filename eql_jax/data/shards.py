@@ -11,6 +11,7 @@ process writes on when a run is killed.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -19,8 +20,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
-from eql_jax.data.files import FilePath, file_size, write_whole
-from eql_jax.data.images import ImageError, encoded_file, read_image
+from eql_jax.data.files import FilePath, ReadError, file_size, read_file, write_whole
+from eql_jax.data.images import ImageError, read_image
 from eql_jax.data.json_file import open_json
 from eql_jax.data.record_file import RecordWriter, file_sha256
 from eql_jax.data.record_format import encode_record
@@ -42,7 +43,7 @@ class Made(NamedTuple):
     Attributes:
       file: its name.
       bytes, sha256: of the file.
-      images: ids of those it was made of.
+      source: digest of what it was made of, see `Job.digest`.
       kept: ids of those that are in it, in the order of its records.
       offsets, lengths: of the records.
       faults: [kind, file, image id, message] of those that are not.
@@ -51,7 +52,7 @@ class Made(NamedTuple):
     file: str
     bytes: int
     sha256: str
-    images: list[int]
+    source: str
     kept: list[int]
     offsets: list[int]
     lengths: list[int]
@@ -64,6 +65,7 @@ class Job(NamedTuple):
     Attributes:
       file: its name.
       images: ids of its images; none for a file without records.
+      names: of their files, below the image folder.
       positions: where they are in the source.
       make: writes it, given the job, its path and a function to call with the number of images done since the
         last call, which raises where the run is to stop; says what it wrote.
@@ -71,8 +73,13 @@ class Job(NamedTuple):
 
     file: str
     images: list[int]
+    names: list[str]
     positions: list[int]
     make: Callable[[Job, FilePath, Callable[[int], None]], Made]
+
+    def digest(self) -> str:
+        """SHA-256 of ids and names: what a later run may find otherwise, with the same annotation file."""
+        return hashlib.sha256(json.dumps([self.images, self.names]).encode()).hexdigest()
 
 
 class JobRunner:
@@ -120,31 +127,33 @@ class JobRunner:
         self._progress(images)
 
     def _earlier(self, job: Job, path: FilePath, note: FilePath) -> Made | None:
-        """What an earlier run made of the same images, where it is still as it was."""
+        """What an earlier run made of the same images, where it is still as it was.
+
+        Not where it left images out: they may have been put right.
+        """
         if file_size(note) is None:
             return None
         try:
             made = Made(**json.loads(note.read_bytes()))
         except (ValueError, TypeError):  # a disk that lost what it had confirmed
             return None
-        unchanged = made.images == job.images and file_size(path) == made.bytes and file_sha256(path) == made.sha256
-        return made if unchanged else None
+        same = made.source == job.digest() and not made.faults
+        return made if same and file_size(path) == made.bytes and file_sha256(path) == made.sha256 else None
 
 
 class ShardMaker:
     """Makes shards: reads each image file, checks that it decodes to the stated size, and writes the record."""
 
-    def __init__(self, source: Sequence[ImageRecord], names: Sequence[str], *, strict: bool):
-        """source: the images. names: of their files, below the image folder. strict: the first fault raises."""
+    def __init__(self, source: Sequence[ImageRecord], *, strict: bool):
+        """source: the images. strict: the first fault raises."""
         self._source = source
-        self._names = names
         self._strict = strict
 
     def __call__(self, job: Job, path: FilePath, tick: Callable[[int], None]) -> Made:
         kept, spans, faults = [], [], []
         with write_whole(path) as stream:
             writer = RecordWriter(stream)
-            for position in job.positions:
+            for position, name in zip(job.positions, job.names, strict=True):
                 record = self._source[position]
                 try:
                     record = record._replace(encoded=_read_checked(record))
@@ -152,16 +161,16 @@ class ShardMaker:
                     if self._strict:
                         report = FaultReport(strict=True)
                         report.add(error.kind, file=record.path, record_id=record.id, message=str(error))
-                    faults.append([error.kind, str(record.path), record.id, str(error)])
+                    faults.append([error.kind, name, record.id, str(error)])
                 else:
-                    spans.append(writer.write(encode_record(record, self._names[position])))
+                    spans.append(writer.write(encode_record(record, name)))
                     kept.append(record.id)
                 tick(1)
         return Made(
             file=job.file,
             bytes=writer.size,
             sha256=writer.sha256,
-            images=job.images,
+            source=job.digest(),
             kept=kept,
             offsets=[span.offset for span in spans],
             lengths=[span.length for span in spans],
@@ -170,8 +179,20 @@ class ShardMaker:
 
 
 def _read_checked(record: ImageRecord) -> bytes:
-    """The bytes of an image file. Raises ImageError where they are no image of the stated size."""
-    encoded = encoded_file(record.path).getvalue()
+    """The bytes of an image file.
+
+    Raises:
+      ImageError: there is no such file, or its bytes are no image of the stated size.
+      ReadError: it is there and cannot be read. An image is not left out for that: the run ends, and can go on later.
+    """
+    try:
+        encoded = read_file(record.path)
+    except FileNotFoundError as error:
+        raise ImageError("missing image", "no such file") from error
+    except ReadError:
+        raise
+    except OSError as error:  # permissions, or a folder of that name
+        raise ReadError(f"image file {record.path} cannot be read: {type(error).__name__}: {error}") from error
     try:
         read_image(io.BytesIO(encoded), expected=Size(record.height, record.width))
     except ImageError as error:
@@ -192,4 +213,4 @@ class AnnotationsCopier:
                 while block := source.read(_BLOCK):
                     packed.write(block)
                     tick(0)
-        return Made(job.file, file_size(path) or 0, file_sha256(path), [], [], [], [], [])
+        return Made(job.file, file_size(path) or 0, file_sha256(path), job.digest(), [], [], [], [])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eql_jax.data import files, prepared_check, shards
 from eql_jax.data import prepare as prepare_module
-from eql_jax.data import shards
 from eql_jax.data.annotations import load_annotations
 from eql_jax.data.json_file import read_annotation_json
 from eql_jax.data.prepare import PrepareError, main, prepare
@@ -32,14 +32,20 @@ def contents(folder):
     }
 
 
-def assert_equal_to_json(prepared, loaded):
+def below(images, folder):
+    """The images with their paths below a folder."""
+    return [image._replace(path=image.path.relative_to(folder)) for image in images]
+
+
+def assert_equal_to_json(prepared, loaded, paths):
     assert prepared.categories == loaded.categories
     np.testing.assert_array_equal(prepared.class_ids, loaded.class_ids)
     assert prepared.report.counts == loaded.report.counts
-    assert prepared.report.summary() == loaded.report.summary()
-    assert_same_images(prepared.images, loaded.images)
-    for record in prepared.images:
-        assert record.encoded == record.path.read_bytes()
+    summary = loaded.report.summary().replace(f"{paths.json}, id", f"{paths.json.name}, id")
+    assert prepared.report.summary() == summary.replace(f" in {paths.images}", "")
+    assert_same_images(below(prepared.images, prepared.raw.parent), below(loaded.images, paths.images))
+    for record, original in zip(prepared.images, loaded.images, strict=True):
+        assert record.encoded == original.path.read_bytes()
     for mine, theirs in zip(prepared.index, loaded.index, strict=True):
         assert mine.dtype == theirs.dtype
         np.testing.assert_array_equal(mine, theirs)
@@ -91,11 +97,10 @@ def test_records_equal_the_json(write_dataset, tmp_path, make, folder):
     paths.json.write_text(json.dumps(content))
     loaded = load_annotations(paths.json, paths.images)
     made = prepare(paths.json, paths.images, tmp_path / "out", workers=2, images_per_shard=4, progress=False)
-    assert_equal_to_json(made, loaded)
-    # The folder may move; the image folder is then that of messages only.
+    assert_equal_to_json(made, loaded, paths)
     shutil.move(tmp_path / "out", tmp_path / "moved")
     prepared = load_prepared(tmp_path / "moved")
-    assert_equal_to_json(prepared, loaded)
+    assert_equal_to_json(prepared, loaded, paths)
     assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == [
         "annotations-00000-of-00004.tfrecord",
         "annotations-00001-of-00004.tfrecord",
@@ -130,8 +135,8 @@ def test_index_of_the_classes(write_dataset, tmp_path):
     assert info["statistics"]["image_counts"] == [2, 1, 0]
     assert info["statistics"]["instance_counts"] == [3, 1, 0]
     assert info["statistics"]["annotated_images"] == 3
-    assert info["statistics"]["classes_below_share_of_images"]["0.0011"] == 1
-    assert info["statistics"]["classes_by_letter"] == {"r": 1, "c": 1, "f": 1}
+    assert info["statistics"]["classes_below_share_of_images"]["0.0011"] == [30]
+    assert info["statistics"]["classes_by_letter"] == {"r": [30], "c": [10], "f": [20]}
     assert [shard["records"] for shard in info["shards"]] == [4]
     assert (info["images"], info["objects"]) == (4, 5)
 
@@ -196,7 +201,8 @@ def test_workers_do_not_matter(larger, tmp_path):
     assert [name for name in contents(tmp_path / "five") if name.endswith("tfrecord")] == [
         f"annotations-{i:05d}-of-00005.tfrecord" for i in range(5)
     ]
-    assert_same_images(load_prepared(tmp_path / "five").images, load_prepared(tmp_path / "1").images)
+    five, one = tmp_path / "five", tmp_path / "1"
+    assert_same_images(below(load_prepared(five).images, five), below(load_prepared(one).images, one))
 
 
 # Runs the command with every step slowed down, so that kills fall everywhere.
@@ -267,8 +273,94 @@ def test_finished_and_changed(larger, tmp_path, capsys):
     assert before[0] == contents(out)
 
 
+def test_the_same_bytes_wherever_the_files_are(larger, tmp_path, monkeypatch):
+    """Faults of images and of annotations, with the folders given in different ways; no path is in the bytes."""
+    content = json.loads(larger.json.read_text())
+    larger.json.write_text(json.dumps(with_faults(content)))
+    prepare(larger.json, larger.images, tmp_path / "out", images_per_shard=9, progress=False)
+    expected = contents(tmp_path / "out")
+    (tmp_path / "else").mkdir()
+    shutil.copy(larger.json, tmp_path / "else")
+    shutil.copytree(larger.images, tmp_path / "else" / "pictures")
+    monkeypatch.chdir(tmp_path / "else")
+    prepare("annotations.json", "pictures", "out", images_per_shard=9, progress=False)
+    assert contents("out") == expected
+    assert str(tmp_path).encode() not in expected["index.json"]
+    examples = load_prepared("out").report.examples
+    files_left_out = {fault.file for kind in ("unreadable image", "size mismatch") for fault in examples[kind]}
+    assert files_left_out == {f"train2017/000000000{i}.jpg" for i in (103, 105, 108, 110)}
+
+
+def stop_before_the_index(monkeypatch, *arguments, **options):
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_write_index", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(*arguments, **options, progress=False)
+
+
+def test_goes_on_whatever_the_spelling(larger, tmp_path, monkeypatch):
+    stop_before_the_index(monkeypatch, larger.json, larger.images, tmp_path / "out")
+    (tmp_path / "link").symlink_to(larger.images)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PrepareError, match="images_dir was .*, now .*train2017"):
+        prepare(larger.json, "images/train2017", "out", progress=False)
+    plan = tmp_path / "out" / "journal" / "plan.json"
+    stored = plan.read_text()
+    plan.write_text(stored.replace('"version": ', '"version": 9'))
+    with pytest.raises(PrepareError, match=r"version was 9\d+, now "):
+        prepare("annotations.json", "images", "out", progress=False)
+    plan.write_text(stored)
+    prepare("annotations.json", "images/../link/", "out", progress=False)
+    prepare("annotations.json", "link", "out", progress=False)
+
+
+def test_a_repaired_or_moved_image_comes_back(larger, tmp_path, monkeypatch):
+    """Of an image that was damaged in the first half, and one that lies elsewhere in the second."""
+    stop_before_the_index(monkeypatch, larger.json, larger.images, tmp_path / "out", images_per_shard=20)
+    folder = larger.images / "train2017"
+    shutil.copy(folder / "000000000101.jpg", folder / "000000000103.jpg")
+    (folder / "000000000150.jpg").rename(larger.images / "000000000150.jpg")
+    made = []
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "encode_record", lambda record, name: made.append(record.id) or encode(record, name))
+        prepared = prepare(larger.json, larger.images, tmp_path / "out", images_per_shard=20, progress=False)
+    assert 103 in prepared.index.ids
+    assert {101, 103, 141, 150, 160} <= set(made)
+    assert not set(made) & set(range(121, 141))
+    assert prepared.images[-11].path == tmp_path / "out" / "000000000150.jpg"
+    prepare(larger.json, larger.images, tmp_path / "whole", images_per_shard=20, progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_no_image_is_dropped_for_a_read_that_fails(larger, tmp_path, monkeypatch, capsys, number):
+    """What passes is waited for; what stays ends the run, which goes on when it is gone."""
+    monkeypatch.setattr(files, "RETRY_PAUSES", (0, 0, 0))
+    left = {"000000000120.jpg": 2 if number != errno.EACCES else 0, "000000000155.jpg": 10**9}
+    read_bytes = Path.read_bytes
+
+    def fail(path):
+        if left.get(path.name):
+            left[path.name] -= 1
+            raise OSError(number, "it fails", str(path))
+        return read_bytes(path)
+
+    arguments = ["--annotations", str(larger.json), "--images", str(larger.images), "--shard-size", "10"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        assert main([*arguments, "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
+    message = capsys.readouterr().err
+    assert "000000000155.jpg cannot be read" in message
+    assert "--out" not in message
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    prepare(larger.json, larger.images, tmp_path / "whole", images_per_shard=10, progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert 120 in load_prepared(tmp_path / "out").index.ids
+
+
 def test_changed_between_two_halves(larger, tmp_path, monkeypatch):
-    """A run that ended early is not continued from another file; a damaged shard of it is made again."""
+    """A run that ended early is not continued from another file; a damaged shard of it is made again, and one that
+    left images out."""
     whole = tmp_path / "whole"
     prepare(larger.json, larger.images, whole, images_per_shard=10, progress=False)
     out = tmp_path / "out"
@@ -286,7 +378,7 @@ def test_changed_between_two_halves(larger, tmp_path, monkeypatch):
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     (out / "journal" / "annotations-00004-of-00006.tfrecord.json").write_text("")
     prepare(larger.json, larger.images, out, images_per_shard=10, progress=False)
-    assert set(made) == {*range(121, 131), *range(141, 151)}
+    assert set(made) == {101, 102, 104, 107, 109, *range(121, 131), *range(141, 151)}
     assert contents(out) == contents(whole)
 
 
@@ -306,7 +398,7 @@ def test_other_images_are_missing_than_before(larger, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(shards, "encode_record", lambda record, name: made.append(record.id) or encode(record, name))
     prepared = prepare(larger.json, larger.images, tmp_path / "out", images_per_shard=10, progress=False)
-    assert made == [111, *range(113, 121)]
+    assert set(made) == {*range(101, 112), *range(113, 121)} - {103, 105, 106, 108, 110}
     monkeypatch.undo()
     prepare(larger.json, larger.images, tmp_path / "whole", images_per_shard=10, progress=False)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -363,16 +455,56 @@ def test_flipped_bits(write_dataset, tmp_path, config, capsys):
     with pytest.raises(FileNotFoundError, match="annotations-00001-of-00003"):  # no fault of an image: the run stops
         prepared.images[4]
     shard.write_bytes(raw)
-    for name in ("annotations.json.gz", "index.npz"):
-        (out / name).write_bytes(pristine[name][:200] + b"\x55" + pristine[name][201:])
-        status = main(["--verify", str(out)])
-        output = capsys.readouterr()
-        assert (status, name in output.out) == (1, True) or (status, name in output.err) == (2, True)
+    text = pristine["index.json"]
+    places = {
+        "annotations.json.gz": [200],
+        "index.npz": [2, 200, len(pristine["index.npz"]) // 2, len(pristine["index.npz"]) - 9],
+        # A category id 20, a class's name, its letter, and the SHA-256 itself.
+        "index.json": [text.index(b'"id": 20') + 6, text.index(b"shape3") + 1, text.index(b'frequency": "') + 13]
+        + [text.index(b'"sha256": "', text.index(b'"dropped"')) + 14],
+    }
+    for name, where in places.items():
+        for place in where:
+            flipped = bytearray(pristine[name])
+            flipped[place] ^= 1
+            (out / name).write_bytes(flipped)
+            assert main(["--verify", str(out)]) == 1
+            assert name in capsys.readouterr().out
+            if name != "annotations.json.gz":
+                with pytest.raises(AnnotationError, match=f"{name} (is|cannot)"):
+                    load_prepared(out)
         (out / name).write_bytes(pristine[name])
+    (out / "index.npz").unlink()
+    assert main(["--verify", str(out)]) == 1
+    assert "index.npz is missing" in capsys.readouterr().out
+    (out / "index.npz").write_bytes(pristine["index.npz"])
     assert main(["--verify", str(out)]) == 0
     (out / "index.json").write_text(json.dumps({"format": "eql_jax prepared data set", "version": 99}))
     assert main(["--verify", str(out)]) == 2
     assert "version 99" in capsys.readouterr().err
+
+
+def test_one_unreadable_shard_does_not_hide_the_others(write_dataset, tmp_path, monkeypatch, capsys):
+    paths = write_dataset(make_content([(80, 60)] * 9))
+    out = tmp_path / "out"
+    prepare(paths.json, paths.images, out, images_per_shard=3, progress=False)
+    last = out / "annotations-00002-of-00003.tfrecord"
+    last.write_bytes(last.read_bytes()[:-1] + b"?")
+    open_as_before = Path.open
+
+    def fail(path, *arguments, **options):
+        if path.name.startswith("annotations-00001"):
+            raise OSError(errno.EIO, "Input/output error")
+        return open_as_before(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(prepared_check, "file_sha256", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "I/O")))
+    assert main(["--verify", str(out)]) == 1
+    assert [line.split(":")[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["annotations.json.gz", " cannot be read"],
+        ["annotations-00001-of-00003.tfrecord", " cannot be read"],
+        ["annotations-00002-of-00003.tfrecord", " record 2 (image 109)"],
+    ]
 
 
 def test_disk_full_and_not_writable(larger, tmp_path, monkeypatch, capsys):

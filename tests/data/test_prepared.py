@@ -20,6 +20,7 @@ from eql_jax.data.sources import needs_images, open_annotations
 from eql_jax.data.validation import AnnotationError
 from tests.data.conftest import make_content
 from tests.data.test_object_columns import assert_same_images
+from tests.data.test_prepare import below
 
 
 def test_records_are_tfrecords(tmp_path):
@@ -70,7 +71,7 @@ def test_many_threads(write_dataset, tmp_path):
         records = list(pool.map(prepared.images.__getitem__, order))
     assert [record.id for record in records] == [101 + i for i in order]
     loaded = load_annotations(paths.json, paths.images)
-    assert_same_images(records, [loaded.images[i] for i in order])
+    assert_same_images(below(records, tmp_path / "out"), below([loaded.images[i] for i in order], paths.images))
     assert prepared.images[-1].id == 120
     assert [record.id for record in prepared.images[18:]] == [119, 120]
     with pytest.raises(IndexError):
@@ -172,7 +173,7 @@ def test_remote(write_dataset, tmp_path, bucket, config, capsys):
         assert (out / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     prepared = open_annotations("gs://bucket/out")
     assert prepared.index.ids.tolist() == [101, 102, 104, 105, 106, 107]
-    assert_same_images(prepared.images, load_prepared(tmp_path / "out").images)
+    assert_same_images(below(prepared.images, out), below(load_prepared(tmp_path / "out").images, tmp_path / "out"))
     assert len(prepared.dataset()["annotations"]) == 14
     assert main(["--verify", "gs://bucket/out"]) == 0
     iterator = make_train_iterator(prepared, config)
