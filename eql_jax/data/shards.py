@@ -192,7 +192,10 @@ def _read_checked(record: ImageRecord) -> bytes:
     except ReadError:
         raise
     except OSError as error:  # permissions, or a folder of that name
-        raise ReadError(f"image file {record.path} cannot be read: {type(error).__name__}: {error}") from error
+        raise ReadError(
+            f"image file {record.path} cannot be read: {type(error).__name__}: {error}. Put that "
+            "right and run the same command again, it goes on where it was"
+        ) from error
     try:
         read_image(io.BytesIO(encoded), expected=Size(record.height, record.width))
     except ImageError as error:

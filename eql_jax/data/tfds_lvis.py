@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from eql_jax.data.categories import packaged_categories
-from eql_jax.data.files import FilePath, as_path, file_size, write_whole
+from eql_jax.data.files import FilePath, ReadError, as_path, file_size, write_whole
 from eql_jax.data.images import ImageError
 from eql_jax.data.parallel import available_cores
 from eql_jax.data.polygons import RunLengths
@@ -221,6 +221,8 @@ def _make_index(paths: Sequence[FilePath]) -> dict[str, np.ndarray]:
                     size = image.size
                 classes = np.array(values("objects/label", "int64_list"), np.int32)
                 rows.append((values("image/id", "int64_list")[0], *size, classes, number, *span))
+        except ReadError:  # it says that it is the disk or the network
+            raise
         except (RecordError, KeyError, IndexError, OSError) as error:
             raise AnnotationError(f"{path}: record {len(rows)} cannot be read: {error}") from error
         return rows
