@@ -71,7 +71,8 @@ class EvaluationResult:
         AP50f, AR@n, ARs@n, ARm@n and ARl@n, with n the limit of detections per image (AR@-1: no limit). Shares of 1;
         -1: no ground truth.
       classes: one `ClassResult` per category, by ascending id.
-      num_images, num_annotations, num_detections: what was evaluated (detections before the limits).
+      num_images, num_annotations, num_detections: what was evaluated (detections before the limits); where boxes and
+        masks are, those of the boxes, which need no usable mask. So are `instances` of the classes.
       max_detections: the limit per image, -1 for none.
       detections_per_class: the limit per class of AP-fixed, None for none.
       notes: what was left out or looks wrong, one sentence each.
@@ -143,8 +144,8 @@ def evaluate(
     Raises:
       FileNotFoundError: there is no such annotation or results file.
       ValueError: the annotations cannot be used (see `read_annotation_json` and `prepare_ground_truth`), an IoU type is
-        or the backend is unknown, a result lacks what it needs or is of an unknown image, or `detections_per_class` is
-        below 1 or comes with a limit per image.
+        or the backend is unknown, a result lacks what it needs, is of an unknown image or has a damaged mask,
+        `max_detections` is below -1, or `detections_per_class` is below 1 or comes with a limit per image.
       ImportError: the `lvis` package is asked for and missing, or for boundaries OpenCV.
     """
     known = (*IOU_TYPES, BOUNDARY)
@@ -152,6 +153,8 @@ def evaluate(
         raise ValueError(f"iou_types: expected some of {known}, found {tuple(iou_types)}")
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {BACKENDS}, found {backend!r}")
+    if max_detections < -1:
+        raise ValueError(f"max_detections: expected at least 0, or -1 for no limit, got {max_detections}")
     if detections_per_class is not None and detections_per_class < 1:
         raise ValueError(f"detections_per_class: expected at least 1, or None for no limit, got {detections_per_class}")
     if detections_per_class is not None and max_detections != -1:
@@ -175,11 +178,14 @@ def evaluate(
     metrics: dict[str, dict[str, float]] = {}
     pools: dict[str, dict[str, float]] = {}
     curves: dict[str, Curves] = {}
+    num_detections = 0
     notes = dict.fromkeys(prepared.notes)  # a set that keeps its order
+    for_masks = prepared.for_masks()
     for iou_type in iou_types:
         masks = iou_type != "bbox"
-        ground_truth = prepared.for_masks() if masks else prepared
-        selected, result_notes = select(table, ground_truth, all_images=image_ids is None, masks=masks)
+        ground_truth = for_masks if masks else prepared
+        selected, result_notes = select(table, ground_truth, all_images=image_ids is None, iou_type=iou_type)
+        num_detections = max(num_detections, len(selected))
         notes.update(dict.fromkeys(result_notes))
         counted = selected
         if detections_per_class is not None:
@@ -199,12 +205,13 @@ def evaluate(
         if pooled:
             pools[iou_type] = summarize_pools(pooled_curves(outcomes, category_letters), max_detections)
 
+    ground_truth = prepared if "bbox" in iou_types else for_masks
     return EvaluationResult(
         metrics=metrics,
         classes=_class_results(ground_truth, curves),
         num_images=len(ground_truth.dataset["images"]),
         num_annotations=len(ground_truth.dataset["annotations"]),
-        num_detections=len(selected),
+        num_detections=num_detections,
         max_detections=max_detections,
         detections_per_class=detections_per_class,
         notes=tuple(notes),

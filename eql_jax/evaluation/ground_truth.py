@@ -205,8 +205,8 @@ def prepare_ground_truth(
       source: what messages call the data set: the path of its file.
 
     Raises:
-      ValueError: a list is missing, there is no usable image or category, an image id that the file lacks is asked for,
-        or a letter is none of r, c, f.
+      ValueError: a list is missing, there is no usable image or category, no image at all or an image id that the file
+        lacks is asked for, or a letter is none of r, c, f.
     """
     _check_lists(dataset, source)
     faults = _Faults()
@@ -272,6 +272,8 @@ def prepare_ground_truth(
 
 def _select_images(images: dict[int, Any], image_ids: Iterable[int], source: str) -> dict[int, Any]:
     wanted = {int(image_id) for image_id in image_ids}
+    if not wanted:
+        raise ValueError(f"{source}: image_ids is empty; name at least one image to evaluate, or pass None for all")
     unknown = sorted(wanted - images.keys())
     if unknown:
         raise ValueError(f"{source}: asked to evaluate {len(unknown)} images that it lacks, among them {unknown[:5]}")

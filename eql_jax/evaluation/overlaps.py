@@ -49,6 +49,11 @@ class Shapes(NamedTuple):
         boxes = self.measures.boxes[index]
         return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
 
+    def extents(self, index: np.ndarray) -> np.ndarray:
+        """The areas of their boxes, int64 [n]."""
+        boxes = self.measures.boxes[index]
+        return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+
     def rles(self, part: slice) -> list[dict[str, Any]]:
         return self.masks.rles(self.rows[part])
 

@@ -15,7 +15,7 @@ from eql_jax.evaluation.ground_truth import GroundTruth
 
 
 def select(
-    table: ResultTable, ground_truth: GroundTruth, *, all_images: bool, masks: bool
+    table: ResultTable, ground_truth: GroundTruth, *, all_images: bool, iou_type: str
 ) -> tuple[np.ndarray, list[str]]:
     """The rows that an evaluation can use, and notes on those that it cannot.
 
@@ -23,13 +23,13 @@ def select(
       table: all results.
       ground_truth: what they are measured against.
       all_images: whether an image that the ground truth lacks is a fault, or one that is not evaluated.
-      masks: whether a result needs a mask or a box.
+      iou_type: 'bbox' needs a box of every result, 'segm' and 'boundary' a mask.
 
     Raises:
       ValueError: an image is unknown, or a result lacks its box or mask; the message names the result by its number.
     """
     images = ground_truth.dataset["images"]
-    kind = "segm" if masks else "bbox"
+    masks = iou_type != "bbox"
     ids = np.array([image["id"] for image in images], np.int64)
     order = np.argsort(ids)
     place = np.minimum(np.searchsorted(ids, table.image_ids, sorter=order), len(ids) - 1)
@@ -42,7 +42,7 @@ def select(
             "results belong to another data set or split"
         )
     rows = np.flatnonzero(known)
-    _check_shapes(table, rows, masks=masks, kind=kind)
+    _check_shapes(table, rows, iou_type)
     notes = []
     other_sizes: list[int] = []
     if masks:
@@ -53,8 +53,8 @@ def select(
     other_classes = np.count_nonzero(~np.isin(table.category_ids[rows], list(ground_truth.letters)))
     if other_classes:
         notes.append(
-            f"{other_classes} {kind} detections are of categories that the annotations do not have, and count only "
-            "for the limit per image"
+            f"{other_classes} detections with a {'mask' if masks else 'box'} are of categories that the annotations do "
+            "not have, and count only for the limit per image"
         )
     if other_sizes:
         notes.append(
@@ -64,7 +64,8 @@ def select(
     return rows, notes
 
 
-def _check_shapes(table: ResultTable, rows: np.ndarray, *, masks: bool, kind: str) -> None:
+def _check_shapes(table: ResultTable, rows: np.ndarray, iou_type: str) -> None:
+    masks = iou_type != "bbox"
     if masks:
         faulty = rows[table.mask_kind[rows] != RUN_LENGTHS]
     else:
@@ -79,7 +80,7 @@ def _check_shapes(table: ResultTable, rows: np.ndarray, *, masks: bool, kind: st
             f"else, as in {len(faulty)} of {len(rows)} results"
         )
     raise ValueError(
-        f"{where} has no '{'segmentation' if masks else 'bbox'}', so iou_type '{kind}' cannot be evaluated; "
+        f"{where} has no '{'segmentation' if masks else 'bbox'}', so iou_type '{iou_type}' cannot be evaluated; "
         f"{len(faulty)} of {len(rows)} results have none"
     )
 

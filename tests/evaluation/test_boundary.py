@@ -6,7 +6,7 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from eql_jax.data import polygons
-from eql_jax.evaluation import evaluate, official
+from eql_jax.evaluation import boundary, evaluate, official
 from eql_jax.evaluation.boundary import boundary_of, width_of_boundary
 from eql_jax.evaluation.ground_truth import prepare_ground_truth
 from eql_jax.evaluation.run_lengths import PackedMasks, crop_of
@@ -90,6 +90,24 @@ def test_empty_runs(ahead, behind):
     assert inside.sum() == crop.sum() == 625
 
 
+def test_memory_of_large_masks(monkeypatch):
+    """Cut by the size of the masks, the same numbers; what is held at a time does not grow with the edges."""
+    dataset, results = make_lvis(4)
+    expected = evaluate(dataset, results, iou_types=["boundary"])
+    made = []
+
+    class Counting(boundary._Boundaries):
+        def __init__(self, shapes, index):
+            super().__init__(shapes, index)
+            made.append(int((self._boxes[:, 2:] - self._boxes[:, :2]).prod(axis=1).sum()))
+
+    monkeypatch.setattr(boundary, "_Boundaries", Counting)
+    monkeypatch.setattr(boundary, "_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(boundary, "_EDGE_BYTES", 10)
+    assert evaluate(dataset, results, iou_types=["boundary"]) == expected
+    assert len(made) > 4 and max(a + b for a, b in zip(made[::2], made[1::2], strict=True)) < 100_000 + 2 * 150 * 210
+
+
 # --------------------------------------------------------------------------------------------- the whole canvas
 
 
@@ -111,12 +129,12 @@ def canvas_evaluation(dataset, results):
             if not len(gt) or not len(dt):
                 return masks
             order = np.argsort([-d["score"] for d in dt], kind="mergesort")
-            found = [boundary(dt[i]["segmentation"]) for i in order]
-            annotated = [boundary(g["segmentation"]) for g in gt]
+            found = [eroded(dt[i]["segmentation"]) for i in order]
+            annotated = [eroded(g["segmentation"]) for g in gt]
             ious = np.array([[reference.mask_iou(d, g) for g in annotated] for d in found])
             return np.minimum(ious, masks)
 
-    def boundary(rle):
+    def eroded(rle):
         return canvas_boundary(reference.to_mask(rle, *rle["size"]))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -115,6 +115,9 @@ def test_subset_of_images(lvis_case):
     assert found == evaluate(part, mine, iou_types=["bbox"])
     with pytest.raises(ValueError, match=r"lacks.*\[5\]"):
         evaluate(dataset, results, image_ids=[5])
+    for backend in ("fast", "official"):
+        with pytest.raises(ValueError, match="image_ids is empty"):
+            evaluate(dataset, results, image_ids=[], backend=backend)
 
 
 def test_no_detections(lvis_case):
@@ -279,6 +282,22 @@ def test_boxes_without_masks_can_be_evaluated_for_boxes(lvis_case):
     assert evaluate(dataset, results, iou_types=["bbox"]).metrics == expected
     with pytest.raises(ValueError, match="has no 'segmentation', so iou_type 'segm'"):
         evaluate(dataset, results)
+    with pytest.raises(ValueError, match="has no 'segmentation', so iou_type 'boundary'"):
+        evaluate(dataset, results, iou_types=["boundary"])
+
+
+def test_counts_do_not_depend_on_the_order_of_the_types(lvis_case):
+    """One annotation has no usable mask, and one result a mask of another size."""
+    dataset, results = copy.deepcopy(lvis_case)
+    dataset["annotations"][0]["segmentation"] = None
+    results[0]["segmentation"] = {"size": [HEIGHT + 1, WIDTH], "counts": "0"}
+    one, other = (evaluate(dataset, results, iou_types=types) for types in (("bbox", "segm"), ("segm", "bbox")))
+    assert one.num_annotations == other.num_annotations == len(dataset["annotations"])
+    assert one.num_detections == other.num_detections == len(results)
+    assert sum(c.instances for c in one.classes) == sum(c.instances for c in other.classes) == one.num_annotations
+    assert one.metrics == other.metrics
+    masks = evaluate(dataset, results, iou_types=["segm"])
+    assert (masks.num_annotations, masks.num_detections) == (one.num_annotations - 1, len(results) - 1)
 
 
 def test_results_that_do_not_fit(lvis_case):
@@ -289,6 +308,8 @@ def test_results_that_do_not_fit(lvis_case):
         evaluate(dataset, [{"image_id": 1000}])
     with pytest.raises(ValueError, match=r"expected run lengths with 'size' and 'counts'.*found"):
         evaluate(dataset, [{**results[0], "segmentation": octagon([20, 30, 60, 50])}], iou_types=["segm"])
+    with pytest.raises(ValueError, match="max_detections: expected at least 0, or -1 for no limit, got -5"):
+        evaluate(dataset, results, max_detections=-5)
     with pytest.raises(ValueError, match="iou_types: expected some of"):
         evaluate(dataset, results, iou_types=["keypoints"])
     strange = [{**results[0], "category_id": 11}]
