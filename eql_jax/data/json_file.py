@@ -1,4 +1,4 @@
-"""Reading an annotation JSON piece by piece: little memory, and errors that say what is wrong with the file.
+"""Reading a large JSON piece by piece: little memory, and errors that say what is wrong with the file.
 
 The lists of Python floats that `json.load` makes of the polygons of LVIS v1 (1.1 GB) take many gigabytes. Here the file
 is read once, through a window of a few megabytes that slides over its text, and the elements of its lists are handed
@@ -41,6 +41,9 @@ _MAGIC = {
 _LONGEST_TOKEN = 16
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
+
+_DOWNLOAD = "Download it again and compare its size or checksum"  # what messages advise
 
 
 def read_annotation_json(path: str | os.PathLike) -> dict:
@@ -97,6 +100,26 @@ def stream_json(
     return content
 
 
+def stream_list(path: str | os.PathLike, *, kind: str, advice: str) -> Iterator[Any]:
+    """Yields the elements of a JSON whose top level is a list, plain or gzip-compressed, one by one.
+
+    Args:
+      path: of the file, local or remote.
+      kind: what messages call the file.
+      advice: how messages end: what to do about a file that is damaged.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      AnnotationError: it is empty, cut off, not JSON, or its top level is not a list.
+    """
+    path = as_path(path)
+    with open_json(path, kind, advice) as stream:
+        text = _Window(stream, path, advice)
+        text.expect_list(kind)
+        yield from text.elements()
+        text.expect_end()
+
+
 def pack_polygons(record: Any) -> Any:
     """Turns the polygons of an annotation into float64 arrays, where they are lists of numbers."""
     parts = record.get("segmentation") if isinstance(record, dict) else None
@@ -107,15 +130,15 @@ def pack_polygons(record: Any) -> Any:
 
 
 @contextlib.contextmanager
-def open_json(path: FilePath) -> Iterator[IO[bytes]]:
-    """Opens a JSON for reading its bytes, unpacked where it is gzip-compressed.
+def open_json(path: FilePath, kind: str = "annotation file", advice: str = _DOWNLOAD) -> Iterator[IO[bytes]]:
+    """Opens a JSON for reading its bytes, unpacked where it is gzip-compressed; for messages see `stream_list`.
 
     Raises:
       FileNotFoundError: there is no such file.
       AnnotationError: it is empty or no JSON by its first bytes, or the gzip data are damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"annotation file {path} does not exist")
+        raise FileNotFoundError(f"{kind} {path} does not exist")
     with path.open("rb") as stream:
         start = stream.read(8)
         for magic, hint in _MAGIC.items():
@@ -129,15 +152,16 @@ def open_json(path: FilePath) -> Iterator[IO[bytes]]:
             with gzip.open(stream) as unpacked:
                 yield unpacked
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise AnnotationError(f"{path} is a damaged gzip file: {error}. Download it again") from error
+            raise AnnotationError(f"{path} is a damaged gzip file: {error}. {advice}") from error
 
 
 class _Window:
     """A window that slides over the text of a JSON file; `at` is where the parser is in it."""
 
-    def __init__(self, stream: IO[bytes], path: FilePath):
+    def __init__(self, stream: IO[bytes], path: FilePath, advice: str = _DOWNLOAD):
         self._stream = stream
         self._path = path
+        self._advice = advice
         self._decode_text = codecs.getincrementaldecoder("utf-8-sig")()
         self._decode_json = json.JSONDecoder().raw_decode
         self._text = ""
@@ -153,11 +177,25 @@ class _Window:
             self._at += 1
             return
         if not found:
-            raise AnnotationError(f"{self._path} is empty ({self._read} bytes): download it again")
+            self._fail_empty()
         kind = "list" if found == "[" else type(self.value()).__name__
         hint = "; a list of detections (a results file) is no annotation file" if kind == "list" else ""
         expected = "expected an object with images, annotations and categories"
         raise AnnotationError(f"{self._path} holds a JSON {kind}, {expected}{hint}")
+
+    def expect_list(self, kind: str) -> None:
+        """Goes to the top-level list."""
+        found = self.peek()
+        if not found:
+            self._fail_empty()
+        if found != "[":
+            top = "dict" if found == "{" else type(self.value()).__name__
+            raise AnnotationError(f"{self._path} holds a JSON {top}; the top level of a {kind} is a list")
+
+    def expect_end(self) -> None:
+        """Makes sure that nothing but white space follows."""
+        if self.peek():
+            self._fail("Extra data", self._at)
 
     def keys(self) -> Iterator[str]:
         """Yields the keys of the object; the caller takes the value of each before the next. Nothing may follow."""
@@ -174,8 +212,7 @@ class _Window:
                     break
         else:
             self._at += 1
-        if self.peek():
-            self._fail("Extra data", self._at)
+        self.expect_end()
 
     def elements(self) -> Iterator[Any]:
         """Yields the elements of the list that begins here."""
@@ -186,6 +223,11 @@ class _Window:
         while True:
             self.peek()
             yield self.value()
+            comma = _COMMA.match(self._text, self._at)
+            while comma is not None and comma.end() < len(self._text):  # most often the next follows in the window
+                self._at = comma.end()
+                yield self.value()
+                comma = _COMMA.match(self._text, self._at)
             if self._delimiter("]"):
                 return
 
@@ -239,7 +281,7 @@ class _Window:
             place = self._read - pending + error.start
             self._read += len(chunk)
             raise AnnotationError(
-                f"{self._path} is not JSON: byte {place} of {self._size()} is not UTF-8 text. Download it again"
+                f"{self._path} is not JSON: byte {place} of {self._size()} is not UTF-8 text. {self._advice}"
             ) from error
         self._read += len(chunk)
         self._ended = not chunk
@@ -250,11 +292,14 @@ class _Window:
             self._read += len(chunk)
         return self._read
 
+    def _fail_empty(self) -> NoReturn:
+        raise AnnotationError(f"{self._path} is empty ({self._read} bytes). {self._advice}")
+
     def _fail(self, reason: str, place: int, cause: Exception | None = None) -> NoReturn:
         position, size = self._before + len(self._text[:place].encode()), self._size()
         # A parser that stops in the last bytes, or in a string that nothing closes, ran out of file.
         cut = position >= size - _LONGEST_TOKEN or reason.startswith("Unterminated string")
         raise AnnotationError(
             f"{self._path} {'is cut off' if cut else 'is not valid JSON'}: {reason} at byte {position} of {size}. "
-            "Download it again and compare its size or checksum"
+            f"{self._advice}"
         ) from cause

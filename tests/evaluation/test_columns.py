@@ -1,5 +1,6 @@
 """Results as columns, read piece by piece, and packed run lengths against pycocotools."""
 
+import gzip
 import json
 import tracemalloc
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from eql_jax.evaluation import columns, result_reader
+from eql_jax.data import json_file
+from eql_jax.evaluation import columns
 from eql_jax.evaluation.columns import NO_MASK, OTHER_MASK, RUN_LENGTHS, ResultTable
 from eql_jax.evaluation.result_reader import read_results
 from eql_jax.evaluation.results import ResultWriter
@@ -91,7 +93,7 @@ def test_any_json_through_any_window(tmp_path, monkeypatch, lvis_case, window, s
             writer.write(results)
     else:
         path.write_text(json.dumps(results, ensure_ascii=False, **style), encoding="utf-8")
-    monkeypatch.setattr(result_reader, "_WINDOW", window)
+    monkeypatch.setattr(json_file, "_WINDOW", window)
     assert list(read_results(path)) == results
 
 
@@ -105,25 +107,47 @@ def test_empty_lists(tmp_path, text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "expected '\\[', found ''.*of 0, after 0 results"),
-        ("[", "after 0 results"),
-        ('[{"a":1},', "Expecting value.*after 1 results"),
-        ('[{"a":1}', "expected ',' or '\\]', found ''"),
-        ('[{"a":1}]x', "more text after the list"),
-        ("[]x", "more text after the list"),
-        ('[{"a":1} {"b":2}]', "expected ',' or '\\]', found '{'"),
-        ('[{"a":1},]', "Expecting value"),
-        ('[{"a":1},{"b":"tex', "Unterminated string"),
-        ("[1]", "expected result 0 to be a dict, found 1"),
-        ('{"a":1}', "expected a list of results, found a JSON dict"),
-        (b'[{"a":"\xff"}]', "utf-8"),
+        ("", " is empty .0 bytes.. Write the results again"),
+        ("[", " is cut off: Expecting value at byte 1 of 1. Write the results again. The fault is at result 0"),
+        ('[{"a":1},', " is cut off: Expecting value at byte 9 of 9.*at result 1"),
+        ('[{"a":1}', " is cut off: Expecting ',' delimiter at byte 8 of 8.*at result 1"),
+        ('[{"a":1}]x', ": Extra data at byte 9 of 10.*at result 1"),
+        ("[]x", ": Extra data at byte 2 of 3"),
+        ('[{"a":1} {"b":2}]', ": Expecting ',' delimiter at byte 9 of 17.*at result 1"),
+        ('[{"a":1},]', ": Expecting value at byte 9 of 10"),
+        ('[{"a":1},{"b":"tex', " is cut off: Unterminated string.*at byte 14 of 18.*at result 1"),
+        ("[1]", ": expected result 0 to be a dict, found 1"),
+        ('{"a":1}', " holds a JSON dict; the top level of a results file is a list"),
+        (b'[{"a":"\xff"}]', " is not JSON: byte 7 of 11 is not UTF-8 text"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, text, message):
     path = tmp_path / "results.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=f"^{path}: .*{message}"):
+    with pytest.raises(ValueError, match=f"^{path}.*{message}"):
         list(read_results(path))
+
+
+def test_a_fault_early_in_a_file_is_found_there(tmp_path, monkeypatch):
+    """Not after all that follows has been read into memory, and named by its own place."""
+    good = json.dumps({"image_id": 1, "category_id": 2, "score": 0.5, "bbox": [1.5, 2.5, 3.5, 4.5]})
+    rows = [good, good, good.replace('"score"', "score"), *[good] * 40_000]
+    path = tmp_path / "results.json"
+    path.write_text("[" + ", ".join(rows) + "]")
+    monkeypatch.setattr(json_file, "_WINDOW", 1 << 16)
+    place, size = path.read_text().index(" score") + 1, path.stat().st_size
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"is not valid JSON: .* at byte {place} of {size}.*The fault is at result 2$"):
+        ResultTable.from_file(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 4
+
+
+def test_compressed_file(tmp_path, lvis_case):
+    path = tmp_path / "results.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(lvis_case[1]).encode()))
+    assert list(read_results(path)) == lvis_case[1]
 
 
 def test_memory_of_a_file(tmp_path, monkeypatch):
@@ -133,7 +157,7 @@ def test_memory_of_a_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     text = json.dumps(one)
     path.write_text("[" + ", ".join([text] * 8_000) + "]")
-    monkeypatch.setattr(result_reader, "_WINDOW", 1 << 16)
+    monkeypatch.setattr(json_file, "_WINDOW", 1 << 16)
     monkeypatch.setattr(columns, "_BLOCK", 256)
     tracemalloc.start()
     table = ResultTable.from_file(path)

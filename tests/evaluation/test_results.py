@@ -129,8 +129,8 @@ def test_full_disk_names_the_file_and_leaves_nothing(tmp_path):
 def test_damaged_files(tmp_path):
     path = tmp_path / "results.json"
     path.write_text('[{"image_id": 1},')
-    with pytest.raises(ValueError, match=r"results.json: not a JSON file, or cut short"):
+    with pytest.raises(ValueError, match=r"results.json is cut off: Expecting value at byte 17 of 17.*at result 1"):
         load_results(path)
     path.write_text('{"images": []}')
-    with pytest.raises(ValueError, match="expected a list of results, found a JSON dict"):
+    with pytest.raises(ValueError, match="holds a JSON dict; the top level of a results file is a list"):
         load_results(path)
