@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,9 @@ from eql_jax.evaluation.run_lengths import PackedMasks
 Result = dict[str, Any]
 
 _BLOCK = 4096  # results turned into arrays at a time
+_LARGEST_ID, _LARGEST_SIDE = 2**63 - 1, 2**31 - 1
+_BOOLEANS = frozenset({bool, np.bool_})
+_FAULTS = (KeyError, TypeError, ValueError, OverflowError)  # what comes of a result that is none
 NO_MASK, RUN_LENGTHS, OTHER_MASK = 0, 1, 2
 
 
@@ -74,10 +77,6 @@ class ResultTable(NamedTuple):
             result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
         return result
 
-    def results(self) -> Iterator[Result]:
-        """All results as dicts, one after the other."""
-        return map(self.result, range(self.size))
-
     def of_images(self, image_ids: Sequence[int]) -> dict[int, list[Result]]:
         """The results of some images as dicts, by image id; an empty list where an image has none."""
         found: dict[int, list[Result]] = {image_id: [] for image_id in image_ids}
@@ -92,11 +91,11 @@ class TableBuilder:
     The columns grow in place as bytes do, so that the table is never there twice.
     """
 
-    _FIELDS = ("image_ids", "category_ids", "scores", "boxes", "has_box", "mask_kind", "sizes", "text", "lengths")
+    _COLUMNS = ("image_ids", "category_ids", "scores", "boxes", "has_box", "mask_kind", "sizes", "text", "lengths")
     _DTYPES = (np.int64, np.int64, np.float64, np.float64, np.bool_, np.uint8, np.int32, np.uint8, np.int64)
 
     def __init__(self) -> None:
-        self._columns = {name: bytearray() for name in self._FIELDS}
+        self._columns = {name: bytearray() for name in self._COLUMNS}
         self.size = 0
 
     def add(self, results: Iterable[Mapping[str, Any]], *, source: str = "") -> None:
@@ -107,14 +106,15 @@ class TableBuilder:
           source: goes before the number of a result in messages.
 
         Raises:
-          ValueError: an image_id, category_id or score is missing or no number, or a box is not four numbers.
+          ValueError: an image_id, category_id or score is missing or no number, an id is not whole or beyond int64, a
+            box is not four numbers, or the size of a mask is not two integers. Strings and booleans are no numbers.
         """
         results = iter(results)
         first = self.size
         while block := list(itertools.islice(results, _BLOCK)):
             try:
                 arrays = _to_arrays(block)
-            except (KeyError, TypeError, ValueError, OverflowError):
+            except _FAULTS:
                 _find_fault(block, f"{source}result {{}}", self.size - first)
                 raise
             for name, values in arrays.items():
@@ -125,7 +125,7 @@ class TableBuilder:
         """The table of all that was added; add no more."""
         columns = {
             name: np.frombuffer(self._columns[name], dtype)
-            for name, dtype in zip(self._FIELDS, self._DTYPES, strict=True)
+            for name, dtype in zip(self._COLUMNS, self._DTYPES, strict=True)
         }
         offsets = np.zeros(self.size + 1, np.int64)
         np.cumsum(columns.pop("lengths"), out=offsets[1:])
@@ -134,40 +134,88 @@ class TableBuilder:
         return ResultTable(**columns, masks=masks)
 
 
-def _integers(values: list[Any]) -> np.ndarray:
+def _numbers(values: Iterable[Any]) -> np.ndarray:
+    """Integers or floats, nested as they come; raises ValueError for all else: strings of digits, booleans."""
+    values = list(values)
     array = np.array(values)
-    if array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and (array != np.floor(array)).any()):
-        raise ValueError("expected integers")
+    # Beside numbers, NumPy takes a boolean for one.
+    flat = itertools.chain.from_iterable(values) if array.ndim > 1 else values
+    if array.dtype.kind not in "iuf" or not _BOOLEANS.isdisjoint(map(type, flat)):
+        raise ValueError("expected numbers")
+    return array
+
+
+def _integers(values: Iterable[Any], largest: int = _LARGEST_ID) -> np.ndarray:
+    """Integers from -largest - 1 to largest as int64; floats may stand for them."""
+    values = list(values)
+    array = _numbers(values)
+    if array.dtype.kind == "f":
+        whole = list(map(int, values))  # exact, where a float beside it has made a long integer a float
+        if whole != values:
+            raise ValueError("expected integers")
+        array = np.array(whole)
+    if array.dtype.kind not in "iu" or array.min() < -largest - 1 or array.max() > largest:
+        raise ValueError("expected smaller integers")
     return array.astype(np.int64)
 
 
-def _to_arrays(block: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    scores = np.array([r["score"] for r in block])
-    if scores.dtype.kind not in "iuf" or np.isnan(scores).any():
+def _image_ids(block: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    return {"image_ids": _integers(r["image_id"] for r in block)}
+
+
+def _category_ids(block: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    return {"category_ids": _integers(r["category_id"] for r in block)}
+
+
+def _scores(block: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    scores = _numbers(r["score"] for r in block).astype(np.float64)
+    if np.isnan(scores).any():
         raise ValueError("expected numbers")
+    return {"scores": scores}
+
+
+def _boxes(block: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     boxes = [r.get("bbox") for r in block]
     has_box = np.array([box is not None for box in boxes])
     missing = (np.nan,) * 4
-    xywh = np.array([missing if box is None else box for box in boxes], np.float64)
+    xywh = _numbers(missing if box is None else box for box in boxes).astype(np.float64)
     if xywh.shape != (len(block), 4):
         raise ValueError("expected four numbers")
-    texts, sizes, kinds = [], [], []
-    for result in block:
-        text, size, kind = _mask_of(result.get("segmentation"))
-        texts.append(text)
-        sizes.append(size)
-        kinds.append(kind)
+    return {"boxes": xywh.ravel(), "has_box": has_box}
+
+
+def _masks(block: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    texts, sizes, kinds = zip(*(_mask_of(r.get("segmentation")) for r in block), strict=True)
     return {
-        "image_ids": _integers([r["image_id"] for r in block]),
-        "category_ids": _integers([r["category_id"] for r in block]),
-        "scores": scores.astype(np.float64),
-        "boxes": xywh.ravel(),
-        "has_box": has_box,
         "mask_kind": np.array(kinds, np.uint8),
-        "sizes": np.array(sizes, np.int32).ravel(),
+        "sizes": _integers(itertools.chain.from_iterable(sizes), _LARGEST_SIDE).astype(np.int32),
         "text": np.frombuffer(b"".join(texts), np.uint8),
         "lengths": np.array([len(text) for text in texts], np.int64),
     }
+
+
+class _Field(NamedTuple):
+    """A field of a result: what it must be, and what makes columns of it for a block of results."""
+
+    name: str
+    expected: str
+    columns: Callable[[list[Mapping[str, Any]]], dict[str, np.ndarray]]
+
+
+_FIELDS = (
+    _Field("image_id", "an integer of 64 bits as its 'image_id'", _image_ids),
+    _Field("category_id", "an integer of 64 bits as its 'category_id'", _category_ids),
+    _Field("score", "a number as its 'score'", _scores),
+    _Field("bbox", "four numbers as its 'bbox'", _boxes),
+    _Field("segmentation", "two integers of 32 bits as the 'size' of its 'segmentation'", _masks),
+)
+
+
+def _to_arrays(block: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for field in _FIELDS:
+        arrays |= field.columns(block)
+    return arrays
 
 
 def _mask_of(segmentation: Any) -> tuple[bytes, Sequence[int], int]:
@@ -193,11 +241,10 @@ def _find_fault(block: list[Mapping[str, Any]], name: str, first: int) -> None:
             raise ValueError(
                 f"{name.format(number)}: expected image_id, category_id and score, found keys {sorted(result)}"
             )
-        try:
-            _to_arrays([result])
-        except (TypeError, ValueError, OverflowError) as error:
-            shown = {key: result.get(key) for key in ("image_id", "category_id", "score", "bbox")}
-            raise ValueError(
-                f"{name.format(number)}: expected integers as image_id and category_id, a number as score and four "
-                f"numbers as bbox, found {shown}"
-            ) from error
+        for field in _FIELDS:
+            try:
+                field.columns([result])
+            except _FAULTS as error:
+                raise ValueError(
+                    f"{name.format(number)}: expected {field.expected}, found {repr(result.get(field.name))[:100]}"
+                ) from error

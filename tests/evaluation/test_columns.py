@@ -22,7 +22,7 @@ from eql_jax.evaluation.selection import best_of_each
 def test_results_come_back_as_they_were(lvis_case):
     _, results = lvis_case
     table = ResultTable.from_results(results)
-    assert table.size == len(results) and list(table.results()) == results
+    assert table.size == len(results) and [table.result(row) for row in range(table.size)] == results
     assert table.image_ids.dtype == table.category_ids.dtype == np.int64 and table.boxes.shape == (len(results), 4)
     chosen = [results[0]["image_id"], 5, results[-1]["image_id"]]
     found = table.of_images(chosen)
@@ -43,26 +43,42 @@ def test_with_and_without_boxes_and_masks():
     assert table.has_box.tolist() == [True, False, False, False]
     assert table.mask_kind.tolist() == [NO_MASK, RUN_LENGTHS, OTHER_MASK, OTHER_MASK]
     kept = {"image_id": 1, "category_id": 2, "score": 1.0}
-    assert list(table.results()) == [{**kept, "bbox": [1, 2, 3, 4]}, {**kept, "segmentation": mask}, kept, kept]
+    assert [table.result(row) for row in range(table.size)] == [
+        {**kept, "bbox": [1, 2, 3, 4]},
+        {**kept, "segmentation": mask},
+        kept,
+        kept,
+    ]
     assert ResultTable.from_results([]).size == 0
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"image_id": "7"}, "found {'image_id': '7'"),
-        ({"image_id": 1.5}, "found {'image_id': 1.5"),
-        ({"category_id": None}, "'category_id': None"),
-        ({"score": "high"}, "'score': 'high'"),
-        ({"score": float("nan")}, "'score': nan"),
-        ({"bbox": [1, 2, 3]}, r"'bbox': \[1, 2, 3\]"),
-        ({"bbox": "box"}, "'bbox': 'box'"),
+        ({"image_id": "7"}, "an integer of 64 bits as its 'image_id', found '7'"),
+        ({"image_id": 1.5}, "an integer of 64 bits as its 'image_id', found 1.5"),
+        ({"image_id": float("inf")}, "as its 'image_id', found inf"),
+        ({"image_id": 2**63}, f"as its 'image_id', found {2**63}"),
+        ({"image_id": 2**70}, f"as its 'image_id', found {2**70}"),
+        ({"category_id": None}, "an integer of 64 bits as its 'category_id', found None"),
+        ({"category_id": True}, "as its 'category_id', found True"),
+        ({"score": "high"}, "a number as its 'score', found 'high'"),
+        ({"score": float("nan")}, "a number as its 'score', found nan"),
+        ({"score": True}, "a number as its 'score', found True"),
+        ({"bbox": [1, 2, 3]}, r"four numbers as its 'bbox', found \[1, 2, 3\]"),
+        ({"bbox": "box"}, "four numbers as its 'bbox', found 'box'"),
+        ({"bbox": [1, None, 3, 4]}, r"as its 'bbox', found \[1, None, 3, 4\]"),
+        ({"bbox": ["1", 2, 3, "4"]}, r"as its 'bbox', found \['1', 2, 3, '4'\]"),
+        ({"bbox": [1, 2, False, 4]}, r"as its 'bbox', found \[1, 2, False, 4\]"),
+        ({"segmentation": {"size": [1.5, 3], "counts": "00"}}, r"two integers of 32 bits.*'segmentation'.*\[1.5, 3\]"),
+        ({"segmentation": {"size": [2**40, 3], "counts": "00"}}, "'segmentation'"),
+        ({"segmentation": {"size": ["a", 3], "counts": "00"}}, "'segmentation'"),
     ],
 )
 def test_faults_are_named_by_number(tmp_path, change, message):
     good = {"image_id": 1, "category_id": 2, "score": 0.5, "bbox": [1, 2, 3, 4]}
     results = [good] * 5000 + [{**good, **change}, good]
-    with pytest.raises(ValueError, match=f"^result 5000: expected integers as image_id.*{message}"):
+    with pytest.raises(ValueError, match=f"^result 5000: expected .*{message}"):
         ResultTable.from_results(results)
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results))
@@ -70,6 +86,12 @@ def test_faults_are_named_by_number(tmp_path, change, message):
         ResultTable.from_file(path)
     with pytest.raises(ValueError, match="^result 1: expected a dict, found 3"):
         ResultTable.from_results([good, 3])
+
+
+def test_long_ids_beside_floats():
+    good = {"category_id": 2, "score": 0.5}
+    ids = [2**60 + 1, 3.0, -(2**63), 2**63 - 1]
+    assert ResultTable.from_results([{**good, "image_id": i} for i in ids]).image_ids.tolist() == ids
 
 
 def test_the_best_of_each_group():
