@@ -200,12 +200,12 @@ def main() -> None:
     if args.way:
         run_official(args.folder) if args.way == "official" else run_fast(args.folder, dicts=args.way == "fast_dicts")
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
         print(json.dumps(make_data(folder, args.images, args.detections)), flush=True)
         rows = {}
         for way in WAYS:
-            command = [sys.executable, __file__, "--way", way, "--folder", name]
+            command = [sys.executable, __file__, "--way", way, "--folder", temporary]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             rows[way] = json.loads(out.strip().splitlines()[-1])
             if way != "official":
