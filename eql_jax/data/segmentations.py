@@ -119,15 +119,15 @@ class Segmentations(Sequence):
         p = self.packed
         counts = p.polygons[indices].astype(np.int64)
         mask = np.repeat(np.arange(len(indices)), counts)
-        polygon = _ranges((np.cumsum(p.polygons) - p.polygons)[indices], counts)
+        polygon = ranges((np.cumsum(p.polygons) - p.polygons)[indices], counts)
         sizes = p.points[polygon].astype(np.int64)
-        point = _ranges((np.cumsum(p.points, dtype=np.int64) - p.points)[polygon], sizes)
+        point = ranges((np.cumsum(p.points, dtype=np.int64) - p.points)[polygon], sizes)
         points = p.coordinates.reshape(-1, 2)[point]
         return Polygons(points if points.dtype == np.float64 else points / _PARTS_PER_PIXEL, sizes, mask)
 
 
-def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """start, start + 1, .. of each range in turn, int64 [sum of counts]."""
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """start, start + 1, .. of each range in turn, int64 [sum of counts]; starts and counts int [n]."""
     return np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
 
 

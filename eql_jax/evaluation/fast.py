@@ -42,6 +42,7 @@ class _Truth(NamedTuple):
 
     Attributes:
       axes: images and classes.
+      sizes: height and width by image id.
       keys: int64 [G], rising; in one key the order is the file's.
       annotations: of the G objects.
       areas: float64 [G], the annotations' own.
@@ -51,6 +52,7 @@ class _Truth(NamedTuple):
     """
 
     axes: _Axes
+    sizes: dict[int, tuple[int, int]]
     keys: np.ndarray
     annotations: list[dict[str, Any]]
     areas: np.ndarray
@@ -76,6 +78,7 @@ def _truth_columns(ground_truth: GroundTruth) -> _Truth:
 
     return _Truth(
         axes=axes,
+        sizes={image["id"]: (image["height"], image["width"]) for image in images},
         keys=keys[order],
         annotations=annotations,
         areas=np.array([a["area"] for a in annotations], np.float64),
@@ -121,7 +124,7 @@ def run_fast(
         edges = overlaps.box_overlaps(keys, found, truth.keys, objects)
     else:
         found = Shapes(table.masks, rows, Measures(*(values[order] for values in measures)))
-        edges = _mask_edges(ground_truth, truth, keys, found, boundaries=iou_type == "boundary")
+        edges = _mask_edges(truth, keys, found, boundaries=iou_type == "boundary")
 
     counted = matching.states_in_range(truth.areas)
     counted[truth.ignore] = 0
@@ -150,15 +153,12 @@ def _is_in(keys: np.ndarray, listed: np.ndarray) -> np.ndarray:
     return listed[np.minimum(np.searchsorted(listed, keys), len(listed) - 1)] == keys
 
 
-def _mask_edges(
-    ground_truth: GroundTruth, truth: _Truth, keys: np.ndarray, found: Shapes, *, boundaries: bool
-) -> Edges:
-    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth.dataset["images"]}
+def _mask_edges(truth: _Truth, keys: np.ndarray, found: Shapes, *, boundaries: bool) -> Edges:
     # Only objects that have detections of their class need their masks.
     met = np.flatnonzero(_is_in(truth.keys, np.unique(keys)))
     rles = []
     for i in met.tolist():
-        height, width = sizes[truth.annotations[i]["image_id"]]
+        height, width = truth.sizes[truth.annotations[i]["image_id"]]
         rles.append(to_rle(truth.annotations[i]["segmentation"], height=height, width=width))
     masks = PackedMasks.from_rles(rles)
     every = np.arange(len(met))
@@ -171,10 +171,9 @@ def _mask_edges(
 
 def _crowds_by_key(ground_truth: GroundTruth, truth: _Truth, *, boxes: bool) -> dict[int, list[Any]]:
     """Crowd regions by key, as boxes or run lengths."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth.dataset["images"]}
     crowds = {}
     for (image_id, category_id), regions in ground_truth.crowds.items():
-        height, width = sizes[image_id]
+        height, width = truth.sizes[image_id]
         key = int(truth.axes.keys(np.array([image_id]), np.array([category_id]))[0])
         crowds[key] = [r["bbox"] if boxes else to_rle(r["segmentation"], height=height, width=width) for r in regions]
     return crowds

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eql_jax.data.segmentations import ranges
 from eql_jax.evaluation.run_lengths import Measures, PackedMasks
 
 LOWEST = 0.5  # of the IoU thresholds
@@ -98,16 +99,9 @@ def _blocks(groups: _Groups) -> Iterator[_Groups]:
 def _pairs(groups: _Groups) -> tuple[np.ndarray, np.ndarray]:
     """Detection and object of each pair, int64: group after group, all objects of a detection after each other."""
     counts = groups.last - groups.first
-    detections = _ranges(groups.start, groups.end)
+    detections = ranges(groups.start, groups.end - groups.start)
     first, counts = (np.repeat(v, groups.end - groups.start) for v in (groups.first, counts))
-    return np.repeat(detections, counts), _ranges(first, first + counts)
-
-
-def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """start, start + 1, ..., end - 1 of each range, one range after the other."""
-    sizes = ends - starts
-    offsets = np.cumsum(sizes)
-    return np.arange(offsets[-1] if len(offsets) else 0) + np.repeat(starts - (offsets - sizes), sizes)
+    return np.repeat(detections, counts), ranges(first, counts)
 
 
 def _edges(detection_keys: np.ndarray, object_keys: np.ndarray, compare: Callable[[slice, slice], np.ndarray]) -> Edges:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eql_jax.data.segmentations import ranges
+
 _BLOCK_BYTES = 1 << 15  # characters decoded at a time: their arrays stay in the cache
 _BLOCK_MASKS = 128  # measured at a time; `pycocotools.mask.area` of 2.0.11 cannot take more than 255
 _FIRST, _LAST = 48, 111  # characters of the code
@@ -72,9 +74,7 @@ class PackedMasks(NamedTuple):
     def decode(self, index: np.ndarray) -> Runs:
         """The runs of the masks int [n]."""
         starts, sizes = self.offsets[index], self.offsets[index + 1] - self.offsets[index]
-        ends = np.cumsum(sizes)
-        position = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
-        return decode_text(self.text[position], np.concatenate([[0], ends]))
+        return decode_text(self.text[ranges(starts, sizes)], np.concatenate([[0], np.cumsum(sizes)]))
 
     def measure(self, index: np.ndarray) -> Measures:
         """Areas and boxes of the masks int [n]; what they are of one that does not fill its image means nothing.
