@@ -298,7 +298,8 @@ class _Window:
     def _fail(self, reason: str, place: int, cause: Exception | None = None) -> NoReturn:
         position, size = self._before + len(self._text[:place].encode()), self._size()
         # A parser that stops in the last bytes, or in a string that nothing closes, ran out of file.
-        cut = position >= size - _LONGEST_TOKEN or reason.startswith("Unterminated string")
+        near_end = position >= size - _LONGEST_TOKEN and reason != "Extra data"
+        cut = near_end or reason.startswith("Unterminated string")
         raise AnnotationError(
             f"{self._path} {'is cut off' if cut else 'is not valid JSON'}: {reason} at byte {position} of {size}. "
             f"{self._advice}"

@@ -19,7 +19,7 @@ def read_results(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is not JSON, or not a list of dicts; the message names the file, the byte and the result.
+      ValueError: it is not JSON, or not a list of dicts; the message names the file and the byte, and the result after the first.
     """
     number = 0
     try:
@@ -29,4 +29,4 @@ def read_results(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             yield result
             number += 1
     except AnnotationError as error:
-        raise ValueError(f"{error}. The fault is at result {number}") from error
+        raise ValueError(f"{error}. The fault is at result {number}" if number else str(error)) from error
