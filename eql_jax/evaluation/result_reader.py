@@ -19,7 +19,8 @@ def read_results(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is not JSON, or not a list of dicts; the message names the file and the byte, and the result after the first.
+      ValueError: it is not JSON, or not a list of dicts; the message names the file, the byte and, behind the first, the
+        result.
     """
     number = 0
     try:
