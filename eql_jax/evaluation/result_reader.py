@@ -19,8 +19,7 @@ def read_results(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is not JSON, or not a list of dicts; the message names the file, the byte and, behind the first, the
-        result.
+      ValueError: it is not JSON, or not a list of dicts; the message names the file and where in it the fault is.
     """
     number = 0
     try:
