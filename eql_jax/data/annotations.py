@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from eql_jax.data.image_paths import ImageFinder
 from eql_jax.data.json_file import stream_json
 from eql_jax.data.object_checks import is_id
 from eql_jax.data.object_columns import ObjectColumns, ObjectTable
-from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord, frequency_letter
+from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord, LazyImages, frequency_letter
 from eql_jax.data.validation import AnnotationError, FaultReport
 
 # What is read of an image.
@@ -46,7 +45,7 @@ def load_annotations(
         validation images stored in train2017 are found), then its bare name, file_name, and the id as %012d.jpg.
       strict: the first faulty record raises; else faulty records are counted in `report` and skipped.
       check_files: leave out images whose file is not found (only names are looked up: what a file holds is seen when it
-        is decoded, or by `eql_jax.data.images.verify_images`). False keeps them with the path that was tried first.
+        is decoded, or by `eql_jax.data.prepare`). False keeps them with the path that was tried first.
       require_annotations: False also takes files that list images only, such as LVIS test sets (image_info).
 
     Returns:
@@ -193,20 +192,14 @@ class FoundImages(NamedTuple):
         return self._replace(**arrays, **{key: [getattr(self, key)[i] for i in chosen] for key in keys})
 
 
-class JsonImages(Sequence[ImageRecord]):
+class JsonImages(LazyImages):
     """The records of an annotation file, each made when it is asked for. Safe from any thread."""
 
     def __init__(self, objects: ObjectTable, found: FoundImages):
         self._objects = objects
         self._found = found
 
-    def __len__(self) -> int:
-        return len(self._found.names)
-
-    def __getitem__(self, i: int | slice) -> ImageRecord | list[ImageRecord]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(len(self))[i]]
-        i = range(len(self))[i]
+    def read(self, i: int) -> ImageRecord:
         f = self._found
         return ImageRecord(
             id=int(f.ids[i]),

@@ -12,8 +12,6 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +21,6 @@ from PIL import Image, ImageOps
 from eql_jax.data.files import ReadError, as_path, read_file
 from eql_jax.data.records import ImageRecord
 from eql_jax.data.transforms import Size
-from eql_jax.data.validation import FaultReport
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -174,27 +171,3 @@ def resize_and_pad(image: Image.Image, *, size: Size, bucket: Size, flip: bool =
     padded = np.zeros((*bucket, 3), np.uint8)
     padded[: size.height, : size.width] = np.asarray(image)
     return padded
-
-
-def verify_images(records: Sequence[ImageRecord], *, report: FaultReport, workers: int = 8) -> list[ImageRecord]:
-    """Decodes every image and returns the records whose file is whole and of the stated size.
-
-    Takes a few milliseconds per image and core. Training finds the same faults as it goes: this is for knowing
-    beforehand. Faults are added to `report`.
-    """
-
-    def check(record: ImageRecord) -> ImageError | None:
-        try:
-            read_record_image(record)
-        except ImageError as error:
-            return error
-        return None
-
-    good = []
-    with ThreadPoolExecutor(workers) as pool:
-        for record, error in zip(records, pool.map(check, records), strict=True):
-            if error is None:
-                good.append(record)
-            else:
-                report.add(error.kind, file=record.path, record_id=record.id, message=str(error))
-    return good

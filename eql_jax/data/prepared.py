@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from eql_jax.data.files import FilePath, as_path, read_file
 from eql_jax.data.images import ImageError
 from eql_jax.data.record_file import RecordError, RecordPlaces, read_record
 from eql_jax.data.record_format import decode_record
-from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord
+from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord, LazyImages
 from eql_jax.data.validation import AnnotationError, Fault, FaultReport
 
 FORMAT = "eql_jax prepared data set"
@@ -94,7 +93,7 @@ def load_prepared(folder: str | os.PathLike, *, strict: bool = False) -> Annotat
     )
 
 
-class PreparedImages(Sequence[ImageRecord]):
+class PreparedImages(LazyImages):
     """The records of a prepared data set, each read when it is asked for. Safe from any thread; no file stays open."""
 
     def __init__(self, folder: FilePath, index: Index):
@@ -103,13 +102,7 @@ class PreparedImages(Sequence[ImageRecord]):
         self.image_index = index.images
         self._folder = folder
 
-    def __len__(self) -> int:
-        return self.image_index.ids.size
-
-    def __getitem__(self, i: int | slice) -> ImageRecord | list[ImageRecord]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(len(self))[i]]
-        i = range(len(self))[i]
+    def read(self, i: int) -> ImageRecord:
         shard = self._shards[self._places.shard[i]]
         for attempt in (1, 2):  # again, because a network gives bad answers at times
             try:

@@ -6,6 +6,7 @@ Boxes are float32 XYXY in absolute pixels of the image file, without the +1 of o
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import io
@@ -232,6 +233,23 @@ class Annotations:
     def num_classes(self) -> int:
         """K."""
         return len(self.categories)
+
+
+class LazyImages(Sequence[ImageRecord]):
+    """Records that are made when they are asked for, from any thread; a subclass has `image_index` and `read`."""
+
+    image_index: ImageIndex
+
+    @abc.abstractmethod
+    def read(self, i: int) -> ImageRecord:
+        """Returns record i, 0 <= i < N."""
+
+    def __len__(self) -> int:
+        return self.image_index.ids.size
+
+    def __getitem__(self, i: int | slice) -> ImageRecord | list[ImageRecord]:
+        chosen = range(len(self))[i]  # IndexError, and negative numbers, as of a list
+        return [self.read(j) for j in chosen] if isinstance(i, slice) else self.read(chosen)
 
 
 class RecordsById(Mapping):

@@ -41,6 +41,7 @@ from eql_jax.data.records import (
     Category,
     ImageIndex,
     ImageRecord,
+    LazyImages,
     ObjectRecord,
     frequency_letter,
     pack_objects,
@@ -91,7 +92,7 @@ def load_tfds(where: str, data_dir: str | os.PathLike | None = None, *, strict: 
     )
 
 
-class TfdsImages(Sequence[ImageRecord]):
+class TfdsImages(LazyImages):
     """The records of a split, each read and its masks decoded when it is asked for. Safe from any thread."""
 
     def __init__(self, paths: Sequence[FilePath], index: ImageIndex, places: RecordPlaces):
@@ -99,13 +100,7 @@ class TfdsImages(Sequence[ImageRecord]):
         self._places = places
         self.image_index = index
 
-    def __len__(self) -> int:
-        return self.image_index.ids.size
-
-    def __getitem__(self, i: int | slice) -> ImageRecord | list[ImageRecord]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(len(self))[i]]
-        i = range(len(self))[i]
+    def read(self, i: int) -> ImageRecord:
         path = self._paths[self._places.shard[i]]
         size = int(self.image_index.widths[i]), int(self.image_index.heights[i])
         try:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from eql_jax.data.annotations import load_annotations
 from eql_jax.data.eval_batches import make_eval_batches, make_prediction_batches
-from eql_jax.data.images import ImageError, read_image, verify_images
+from eql_jax.data.images import ImageError, read_image
 from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.transforms import Size
 from eql_jax.data.validation import FAULT_KINDS, AnnotationError, FaultReport
@@ -273,15 +273,6 @@ def test_prediction_reports_and_skips(write_dataset, config, tmp_path):
     (tmp_path / "x.jpg").write_text("")
     none = make_prediction_batches([tmp_path / "x.jpg"], config, batch_size=4)
     assert (len(none), list(none), len(none.skipped)) == (0, [], 1)
-
-
-def test_verify_images(write_dataset):
-    annotations = damaged_dataset(write_dataset)
-    report = FaultReport()
-    assert {image.id for image in verify_images(annotations.images, report=report, workers=2)} == GOOD_IDS
-    assert report.counts == DAMAGE
-    with pytest.raises(AnnotationError, match="102"):
-        verify_images(annotations.images, report=FaultReport(strict=True), workers=2)
 
 
 def test_read_image_reasons(tmp_path):
