@@ -1,4 +1,4 @@
-"""Reading, resizing and padding image files with Pillow, whose bytes detectron2's are too.
+"""Reading image files with Pillow, whose bytes detectron2's are too.
 
 H W image size. Images are uint8 [H, W, 3] RGB.
 
@@ -156,18 +156,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def resize_and_pad(image: Image.Image, *, size: Size, bucket: Size, flip: bool = False) -> np.ndarray:
-    """Resizes (bilinear, antialias), mirrors when flip, and pads with zeros at the right and bottom.
-
-    Returns:
-      uint8 [bucket.height, bucket.width, 3].
-    """
-    if (image.height, image.width) != size:
-        image = image.resize((size.width, size.height), Image.Resampling.BILINEAR)
-    if flip:  # in Pillow, where a pixel is one word: NumPy takes six times as long
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    padded = np.zeros((*bucket, 3), np.uint8)
-    padded[: size.height, : size.width] = np.asarray(image)
-    return padded

@@ -1,5 +1,6 @@
 """A small data set drawn with Pillow: a factory for annotation dicts, and one that writes them with their images."""
 
+import io
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from configs.base import get_config
+from eql_jax.data.records import ImageRecord, empty_objects
+from eql_jax.data.render import draw_on_canvas
+from eql_jax.data.transforms import Size
+from eql_jax.data.views import View
 
 
 class WrittenDataset(NamedTuple):
@@ -16,6 +21,18 @@ class WrittenDataset(NamedTuple):
 
     json: Path
     images: Path
+
+
+def resize_and_pad(picture, *, size, bucket, flip=False):
+    """An RGB picture on its canvas as the pipeline draws it: through a lossless file."""
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    none = np.zeros(0, np.int32)
+    record = ImageRecord(1, Path("x.png"), *picture.size, none, none, empty_objects(), stream.getvalue())
+    view = View(Size(picture.height, picture.width), Size(*size), flip, 0, 0, Size(*bucket))
+    canvas = np.zeros((*bucket, 3), np.uint8)
+    draw_on_canvas(canvas, record, view, fast=False)
+    return canvas
 
 
 def rectangle(x, y, w, h):

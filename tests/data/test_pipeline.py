@@ -11,10 +11,10 @@ from PIL import Image
 from eql_jax.data.annotations import load_annotations
 from eql_jax.data.buckets import choose_bucket, parse_buckets
 from eql_jax.data.eval_batches import make_eval_batches, make_prediction_batches
-from eql_jax.data.images import read_image, read_size, resize_and_pad
+from eql_jax.data.images import read_image, read_size
 from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.transforms import Size, fit_size, output_size
-from tests.data.conftest import make_content
+from tests.data.conftest import make_content, resize_and_pad
 
 MIXED = [(80, 60), (60, 80), (90, 60), (64, 64), (50, 100), (80, 50), (33, 61)]
 

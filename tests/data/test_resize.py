@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from eql_jax.data.examples import ExampleShape, eval_example, train_example
-from eql_jax.data.images import read_image, resize_and_pad
+from eql_jax.data.images import read_image
 from eql_jax.data.records import ImageRecord, empty_objects
 from eql_jax.data.transforms import Size
 from eql_jax.data.views import resized_view
+from tests.data.conftest import resize_and_pad
 
 # (height, width) of the picture, shorter and longest side asked for, size that comes out: down by 1.6 to 8.6, up by 1.5
 # to 3.4, one with the longer side as the limit, one that stays as it is.
