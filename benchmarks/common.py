@@ -6,6 +6,7 @@ from machine to machine; the ratio of two times from one run says something abou
 
 import argparse
 import json
+import pathlib
 import resource
 import statistics
 import subprocess
@@ -42,6 +43,19 @@ def peak_memory_gib() -> float:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 2**30
+    return process_memory_gib("VmHWM")
+
+
+def process_memory_gib(key: str) -> float:
+    """Resident set of this process: 'VmRSS' now, 'VmHWM' its peak.
+
+    Linux's getrusage keeps the peak of the process that started this one where that was larger; VmHWM does not. Other
+    systems have getrusage alone, for the peak.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+        return int(line.split()[1]) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
 

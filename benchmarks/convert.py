@@ -7,7 +7,6 @@ limit, or if the tensors that come back differ in one bit. The weights are rando
 """
 
 import argparse
-import resource
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
+from benchmarks.common import process_memory_gib
 from configs import lvis_v1_r50_eql
 from eql_jax.convert.run import convert, export_detectron2, save
 from eql_jax.convert.table import detectron2_table, to_detectron2
@@ -76,7 +76,7 @@ def main() -> int:
         assert back.keys() == tensors.keys() and all(back[k].tobytes() == v.tobytes() for k, v in tensors.items())
     parts = np.diff(times)
     total = times[-1] - times[0]
-    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    gib = process_memory_gib("VmHWM")
     print(f"{len(tensors)} tensors, {megabytes:.0f} MB, {len(classes)} classes, one image of {size} x {size}")
     for name, seconds in zip(("convert", "detect, with compilation", "convert back"), parts, strict=True):
         print(f"  {name:26} {seconds:6.1f} s")

@@ -29,6 +29,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from benchmarks.common import process_memory_gib
+
 NUM_CLASSES = 1203
 POINTS = 24
 WAYS = ("official", "fast", "fast_dicts")
@@ -132,12 +134,6 @@ def make_data(folder: pathlib.Path, images: int, detections: int) -> dict[str, i
 
 
 # ------------------------------------------------------------------------------------------------------ one way each
-def memory(key: str) -> float:
-    """VmRSS or VmHWM of this process, GiB."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 2**20
-
-
 def run_official(folder: pathlib.Path) -> None:
     from eql_jax.evaluation import lvis_api
 
@@ -175,11 +171,11 @@ def run_fast(folder: pathlib.Path, *, dicts: bool) -> None:
 def measure(evaluate, out: pathlib.Path) -> None:
     gc.collect()
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, start, processor = memory("VmRSS"), time.perf_counter(), time.process_time()
+    before, start, processor = process_memory_gib("VmRSS"), time.perf_counter(), time.process_time()
     found, parts = evaluate()
     row = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - processor}
     row |= {f"seconds_{k}": v for k, v in parts.items()}
-    row |= {"gib_above_data": memory("VmHWM") - before, "gib_data": before}
+    row |= {"gib_above_data": process_memory_gib("VmHWM") - before, "gib_data": before}
     arrays = {}
     for iou_type, (metrics, precision, recall) in found.items():
         names = sorted(name for name in metrics if not name.startswith("AP50") or name == "AP50")  # the package's

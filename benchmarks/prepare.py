@@ -14,7 +14,6 @@ import io
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import process_memory_gib
 
 CLASSES = 1203
 
@@ -121,7 +122,7 @@ def step(name: str, args: argparse.Namespace) -> None:
         "seconds": round(seconds, 1),
         "images_per_s": round(len(annotations.images) / seconds, 1),
         "records_read_per_s": round(len(positions) / (time.perf_counter() - start)),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_gib": round(process_memory_gib("VmHWM"), 2),
     }
     print(json.dumps(row), flush=True)
 
