@@ -22,6 +22,10 @@ def get_config() -> ConfigDict:
     c.data.train_annotations = ""
     # of a JSON: folder; files are found by coco_url (split folder + name), file_name or bare name. Of tfds: data_dir
     c.data.train_images = ""
+    # Further training sets, each (annotations, images, class map, share): share of the images drawn from it, the rest
+    # come from the set above. Class map: a JSON {category name or id there: category id here}, "" where the classes are
+    # the same. Classes that no object of a set can have get no negatives from its images. See docs/mixed_data.md
+    c.data.extra_sets = ()
     c.data.val_annotations = ""
     c.data.val_images = ""
     # Arguments of eql_jax.data.supershapes, which makes the data set when the paths above are empty; {} for real data.
@@ -80,10 +84,21 @@ def get_config() -> ConfigDict:
     m.dtype = "float32"  # compute type of convolutions and matmuls: 'float32' or 'bfloat16'; parameters stay float32
     m.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     m.pixel_std = (58.395, 57.12, 57.375)
+    # 'fpn'; or 'c4': proposals and RoI features from res4 alone, and res5 is part of the RoI heads
+    m.architecture = "fpn"
+    m.with_mask = True  # False: Faster R-CNN, boxes only
     m.backbone = ConfigDict()
-    m.backbone.depth = 50  # 18, 34, 50 or 101
+    m.backbone.kind = (
+        "resnet"  # 'resnet' (with groups: ResNeXt) or 'senet' (squeeze-and-excitation; depth 154: SENet-154)
+    )
+    m.backbone.depth = 50  # resnet: 18, 34, 50, 101 or 152; senet: 50, 101 or 154
     m.backbone.width = 64  # res2 has 4 times as many channels (depths 18 and 34: as many), each stage twice the last
-    m.backbone.stem_width = 0  # channels of the stem; 0: model.backbone.width
+    m.backbone.stem_width = 0  # channels of the stem; 0: model.backbone.width (senet: twice as many)
+    m.backbone.groups = 1  # of the 3x3 convolutions of bottlenecks: ResNeXt 32x8d has 32, SENet-154 64
+    m.backbone.width_per_group = 0  # channels of a group in res2, doubled each stage; 0: width / groups
+    m.backbone.deform_stages = ()  # of (2, 3, 4, 5): bottlenecks there have a deformable 3x3 (Zhu et al. 2019)
+    m.backbone.deform_modulated = True  # False: offsets without modulation (Dai et al. 2017)
+    m.backbone.deform_groups = 1  # groups of channels with offsets of their own
     m.backbone.norm = (
         "frozen_batch_norm"  # 'frozen_batch_norm', 'batch_norm' (live, over the global batch) or 'group_norm'
     )
@@ -121,6 +136,9 @@ def get_config() -> ConfigDict:
     m.roi.canonical_level = 4
     m.box_head = ConfigDict()
     m.box_head.loss = "eql"  # 'eql', 'sigmoid' or 'softmax'
+    m.box_head.num_convs = 0  # 3x3 convolutions before the fully connected layers: 4 with num_fc 1 is "4conv1fc"
+    m.box_head.conv_dim = 256
+    m.box_head.norm = "none"  # of these convolutions: 'none', 'batch_norm' or 'group_norm'
     m.box_head.num_fc = 2
     m.box_head.fc_dim = 1024
     m.box_head.pool_size = 7
@@ -129,8 +147,14 @@ def get_config() -> ConfigDict:
     m.mask_head = ConfigDict()
     m.mask_head.num_convs = 4
     m.mask_head.channels = 256
+    m.mask_head.norm = "none"  # 'none', 'batch_norm' or 'group_norm'
     m.mask_head.pool_size = 14
     m.mask_head.class_agnostic = False
+    # Cascade (Cai & Vasconcelos 2018): a box head for each IoU that makes a RoI foreground; the boxes of one are the
+    # RoIs of the next. (0.5, 0.6, 0.7) is the usual one; (): off. Asks for box_head.class_agnostic_boxes.
+    m.cascade = ConfigDict()
+    m.cascade.ious = ()
+    m.cascade.box_weights = (10.0, 20.0, 30.0)  # of x and y in the deltas of each stage; width and height have half
     # Equalization loss, w = 1 - E(r) T(f) (1 - y)
     m.eql = ConfigDict()
     m.eql.tail_by = "letters"  # 'letters': the classes of `tail_letters`; 'lambda': classes with f < lambda
@@ -199,6 +223,16 @@ def get_config() -> ConfigDict:
     e.ap_pool = False  # also AP-pool (Dave et al. 2021): all classes ranked together; asks for the same as ap_fixed
     e.boundary = False  # also boundary AP (Cheng et al. 2021), the LVIS challenge's metric since 2021
     e.backend = "fast"  # 'fast': this package's evaluator, the same numbers; 'official': the `lvis` package
+    # AP of this many groups of classes as well, as many classes in each, by falling number of training images: the
+    # paper has 5 on Open Images. 0: off
+    e.image_count_groups = 0
+    # Test-time augmentation as in detectron2's GeneralizedRCNNWithTTA: the image at each of these shorter sides; the
+    # paper's challenge entry has (600, 800, 1000, 1200, 1400). (): off
+    e.tta = ConfigDict()
+    e.tta.shorter_sides = ()
+    e.tta.longest_side = 4000
+    e.tta.flip = True  # and mirrored
+    e.tta.masks = True  # average the masks of all views; False: from the plain image of data.eval_shorter_side alone
     e.pictures = 16  # validation pictures drawn with their detections into workdir/pictures at the end; 0: none
     c.log = ConfigDict(dict(every=20, tensorboard=True, progress=True))
     c.checkpoint = ConfigDict(dict(every=2000, keep=2, keep_best=1))  # best by mask AP

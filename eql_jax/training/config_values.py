@@ -16,11 +16,15 @@ CHOICES = {
     "data.copy_paste.source": ("batch", "bank"),
     "data.sampler": ("uniform", "repeat_factor", "class_aware"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.backbone.depth": (18, 34, 50, 101),
+    "model.architecture": ("fpn", "c4"),
+    "model.backbone.kind": ("resnet", "senet"),
+    "model.backbone.depth": (18, 34, 50, 101, 152, 154),
     "model.backbone.norm": ("frozen_batch_norm", "batch_norm", "group_norm"),
     "model.backbone.freeze_at": (0, 1, 2, 3, 4, 5),
     "model.fpn.norm": ("none", "batch_norm", "group_norm"),
     "model.fpn.min_level": (2, 3, 4, 5),
+    "model.box_head.norm": ("none", "batch_norm", "group_norm"),
+    "model.mask_head.norm": ("none", "batch_norm", "group_norm"),
     "model.box_head.loss": ("eql", "sigmoid", "softmax"),
     "model.eql.tail_by": ("letters", "lambda"),
     "model.eql.function": ("step", "exponential", "gompertz"),
@@ -52,6 +56,10 @@ RANGES = {
     "model.pixel_std": (1e-3, None),
     "model.backbone.width": (1, None),
     "model.backbone.stem_width": (0, None),
+    "model.backbone.groups": (1, None),
+    "model.backbone.width_per_group": (0, None),
+    "model.backbone.deform_stages": (2, 5),
+    "model.backbone.deform_groups": (1, None),
     "model.fpn.channels": (1, None),
     "model.rpn.anchor_sizes": (1, None),
     "model.rpn.aspect_ratios": (1e-2, 1e2),
@@ -70,12 +78,16 @@ RANGES = {
     "model.roi.sampling_ratio": (0, None),
     "model.roi.max_samples": (1, None),
     "model.roi.canonical_size": (1, None),
+    "model.box_head.num_convs": (0, None),
+    "model.box_head.conv_dim": (1, None),
     "model.box_head.num_fc": (1, None),
     "model.box_head.fc_dim": (1, None),
     "model.box_head.pool_size": (1, None),
     "model.mask_head.num_convs": (0, None),
     "model.mask_head.channels": (1, None),
     "model.mask_head.pool_size": (1, None),
+    "model.cascade.ious": (0, 1),
+    "model.cascade.box_weights": (1e-3, None),
     "model.eql.threshold": (0, 1),
     "model.eql.num_images": (0, None),
     "model.test.score_threshold": (0, 1),
@@ -101,6 +113,9 @@ RANGES = {
     "eval.batch_size": (1, None),
     "eval.max_images": (0, None),
     "eval.max_detections": (1, None),
+    "eval.image_count_groups": (0, None),
+    "eval.tta.shorter_sides": (1, None),
+    "eval.tta.longest_side": (1, None),
     "eval.pictures": (0, None),
     "log.every": (1, None),
     "checkpoint.every": (1, None),
@@ -179,8 +194,10 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
         yield f"model.eql.function is {m.eql.function!r}, which goes with eql.tail_by 'lambda'; letters are a step"
     if m.rpn.negative_iou > m.rpn.positive_iou:
         yield f"model.rpn.negative_iou {m.rpn.negative_iou} is above model.rpn.positive_iou {m.rpn.positive_iou}"
+    yield from _backbone_faults(m)
+    yield from _head_faults(m)
     levels = 7 - m.fpn.min_level
-    if len(m.rpn.anchor_sizes) != levels:
+    if m.architecture == "fpn" and len(m.rpn.anchor_sizes) != levels:
         yield (
             f"model.rpn.anchor_sizes has {len(m.rpn.anchor_sizes)} entries; expected {levels}, one per level from "
             f"model.fpn.min_level {m.fpn.min_level} to 6"
@@ -218,6 +235,46 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
     for name, weight in t.loss_weights.items():
         if not weight >= 0:
             yield f"train.loss_weights.{name} is {weight}; expected at least 0"
+
+
+def _backbone_faults(m: ConfigDict) -> Iterator[str]:
+    b = m.backbone
+    depths = {"resnet": (18, 34, 50, 101, 152), "senet": (50, 101, 154)}[b.kind]
+    if b.depth not in depths:
+        yield f"model.backbone.depth is {b.depth}; expected one of {', '.join(map(str, depths))} for {b.kind!r}"
+    if b.kind == "senet" and b.stride_in_1x1:
+        yield "model.backbone.stride_in_1x1 is True; expected False for 'senet', whose stride is in the 3x3"
+    if b.kind == "senet" and b.deform_stages:
+        yield f"model.backbone.deform_stages is {b.deform_stages}; 'senet' has none, expected ()"
+    if b.depth in (18, 34):
+        for name, plain in (("groups", 1), ("width_per_group", 0), ("deform_stages", ())):
+            if b[name] != plain:
+                yield f"model.backbone.{name} is {b[name]}; depths 18 and 34 have no bottlenecks, expected {plain}"
+    elif not b.width_per_group and b.width % b.groups:
+        yield f"model.backbone.width {b.width} is not a multiple of model.backbone.groups {b.groups}"
+    if any(not isinstance(s, int) for s in b.deform_stages) or len(set(b.deform_stages)) != len(b.deform_stages):
+        yield f"model.backbone.deform_stages is {b.deform_stages}; expected some of (2, 3, 4, 5), each once"
+    inner = b.groups * (b.width_per_group or b.width // b.groups)
+    if b.deform_stages and inner % b.deform_groups:
+        yield f"model.backbone.deform_groups is {b.deform_groups}; expected a divisor of the inner width {inner}"
+
+
+def _head_faults(m: ConfigDict) -> Iterator[str]:
+    ious = m.cascade.ious
+    if ious and len(ious) != len(m.cascade.box_weights):
+        yield (
+            f"model.cascade.ious has {len(ious)} stages and model.cascade.box_weights {len(m.cascade.box_weights)}; "
+            "expected as many"
+        )
+    if ious and not m.box_head.class_agnostic_boxes:
+        yield "model.cascade.ious asks for model.box_head.class_agnostic_boxes True, as one box goes to the next stage"
+    if ious and ious[0] != m.roi.positive_iou:
+        yield f"model.cascade.ious begins with {ious[0]}; expected model.roi.positive_iou {m.roi.positive_iou}"
+    if m.architecture == "c4":
+        if ious:
+            yield f"model.cascade.ious is {ious}; the cascade goes with model.architecture 'fpn'"
+        if m.backbone.freeze_at > 4:
+            yield f"model.backbone.freeze_at is {m.backbone.freeze_at}; expected at most 4 for 'c4': its heads have res5"
 
 
 def _get(config: ConfigDict, key: str) -> Any:
