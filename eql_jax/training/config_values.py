@@ -274,7 +274,7 @@ def _head_faults(m: ConfigDict) -> Iterator[str]:
         if ious:
             yield f"model.cascade.ious is {ious}; the cascade goes with model.architecture 'fpn'"
         if m.backbone.freeze_at > 4:
-            yield f"model.backbone.freeze_at is {m.backbone.freeze_at}; expected at most 4 for 'c4': its heads have res5"
+            yield f"model.backbone.freeze_at is {m.backbone.freeze_at}; expected at most 4 for 'c4'"
 
 
 def _get(config: ConfigDict, key: str) -> Any:
