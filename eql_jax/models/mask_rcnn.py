@@ -24,6 +24,7 @@ from eql_jax.models.resnet import ResNet
 from eql_jax.models.rpn import RPNHead, RPNOutput
 from eql_jax.models.targets import GroundTruth, RoITargets, RPNTargets, roi_targets, rpn_targets
 from eql_jax.ops.anchors import pyramid_anchors
+from eql_jax.ops.detections import Detections as BoxDetections
 from eql_jax.ops.detections import select_detections
 from eql_jax.ops.masks import crop_and_resize_masks
 from eql_jax.ops.proposals import Proposals, select_proposals
@@ -255,8 +256,16 @@ class MaskRCNN(nn.Module):
 
         candidates: (proposal, class) pairs that enter NMS, config.test.candidates by default.
         """
-        t = self.config.test
         pyramid = self.features(image, image_size)
+        found = self.detect_boxes(pyramid, image_size, candidates=candidates)
+        masks = self.masks(pyramid, found.boxes, found.classes)
+        return Detections(found.boxes, found.scores, found.classes, masks, found.proposal_index, found.exact)
+
+    def detect_boxes(
+        self, pyramid: list[jax.Array], image_size: jax.Array, *, candidates: int | None = None
+    ) -> BoxDetections:
+        """`detect` without the masks, from what `features` made: ops.detections.Detections of a batch."""
+        t = self.config.test
         proposals = self.proposals(self.rpn(pyramid), self.anchors(pyramid), image_size, train=False)
         num_images, num_proposals = proposals.valid.shape
         hidden = self.box_head.hidden(self.pool(pyramid, proposals.boxes, self.config.box_head.pool_size))
@@ -277,9 +286,13 @@ class MaskRCNN(nn.Module):
                 candidates=candidates or t.candidates,
             )
 
-        found = map_images(one)(scores, deltas, proposals.boxes, proposals.valid, image_size)
-        masks = self.masks(pyramid, found.boxes, found.classes)
-        return Detections(found.boxes, found.scores, found.classes, masks, found.proposal_index, found.exact)
+        return map_images(one)(scores, deltas, proposals.boxes, proposals.valid, image_size)
+
+    def masks_of_boxes(
+        self, image: jax.Array, image_size: jax.Array, boxes: jax.Array, classes: jax.Array
+    ) -> jax.Array:
+        """Mask probabilities [B,D,M,M] of given boxes [B,D,4] of classes [B,D] (-1: padding) in images [B,H,W,3]."""
+        return self.masks(self.features(image, image_size), boxes, classes)
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """Class logits [R,K] or [R,K+1] -> class probabilities [R,K]."""
