@@ -12,6 +12,13 @@ model.pixel_std is 1; stride in the first 1x1). Make them once, and start from t
     python -m eql_jax.convert detectron2 R-101.pkl --backbone-only --config=configs/lvis_v1_r101_eql.py \
         --workdir=runs/msra_r101
 
+The C4 models have res5 in their RoI heads, and so weights of their own from the same files:
+
+    python -m eql_jax.convert detectron2 R-50.pkl --backbone-only --config=configs/lvis_v05_r50_c4_eql_paper.py \
+        --workdir=runs/msra_r50_c4
+    python -m eql_jax.convert detectron2 R-101.pkl --backbone-only --config=configs/lvis_v05_r101_c4_eql_paper.py \
+        --workdir=runs/msra_r101_c4
+
 The paper's ImageNet weights were PyTorch's, says the release's page; which ones is unknown. Its recipes here start
 from MSRA's as well. To train from scratch: config.model.backbone.norm=group_norm, config.model.backbone.freeze_at=0
 and a config.model.pixel_std of (58.395, 57.12, 57.375).
@@ -73,8 +80,13 @@ def released_code(name: str, *, version: str, depth: int, loss: str = "eql", sam
     return c
 
 
-def paper(name: str, *, version: str, depth: int, loss: str = "eql", sampler: str = "uniform") -> ConfigDict:
-    """The paper's recipe: 32 images, 25 epochs, one scale, class-agnostic masks. Arguments as of `released_code`."""
+def paper(
+    name: str, *, version: str, depth: int, loss: str = "eql", sampler: str = "uniform", model: str = "fpn"
+) -> ConfigDict:
+    """The paper's recipe: 32 images, 25 epochs, one scale, class-agnostic masks.
+
+    model: 'fpn', 'c4' or 'cascade' (on an FPN). The other arguments as of `released_code`.
+    """
     images, batch_size = VERSIONS[version].training_images, 32
     c = _common(name, version, depth, loss)
     c.data.sampler = sampler
@@ -88,7 +100,29 @@ def paper(name: str, *, version: str, depth: int, loss: str = "eql", sampler: st
     # v1: 25 * 100,170 / 32 = 78,257.8 steps, /10 at 16 * 100,170 / 32 = 50,085 and 22 * 100,170 / 32 = 68,866.9.
     end, *decay_at = (int(epochs * images / batch_size + 0.5) for epochs in (25, 16, 22))
     _schedule(c, batch_size=batch_size, learning_rate=0.04, steps=end, decay_at=tuple(decay_at))
+    if model == "c4":
+        c4(c)
+    if model == "cascade":
+        cascade(c)
     return c
+
+
+def c4(c: ConfigDict) -> None:
+    """Turns a recipe into detectron2's Base-RCNN-C4: one map of stride 16, res5 in the RoI heads."""
+    c.model.architecture = "c4"
+    c.model.rpn.pre_nms_train = 12_000
+    c.model.rpn.post_nms_train = 2000
+    c.model.rpn.pre_nms_test = 6000
+    c.model.box_head.pool_size = 14
+    c.model.mask_head.num_convs = 0
+
+
+def cascade(c: ConfigDict) -> None:
+    """Turns a recipe into detectron2's cascade_mask_rcnn: three stages of one box for all classes."""
+    c.model.rpn.post_nms_train = 2000
+    c.model.box_head.class_agnostic_boxes = True
+    c.model.cascade.ious = (0.5, 0.6, 0.7)
+    c.model.cascade.box_weights = (10.0, 20.0, 30.0)
 
 
 def _common(name: str, version: str, depth: int, loss: str) -> ConfigDict:

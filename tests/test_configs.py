@@ -19,7 +19,7 @@ from eql_jax.training.schedules import make_schedule
 from eql_jax.training.tail import make_tail
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_CONFIG = ("__init__", "lvis")  # lvis: what the recipes for LVIS share
+NO_CONFIG = ("__init__", "lvis", "lvis_challenge")  # the latter: what the recipes for LVIS share
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in NO_CONFIG)
 RELEASED = [
     f"lvis_{version}_{depth}_{kind}"
@@ -32,7 +32,17 @@ PAPER = [
     *(f"lvis_v05_r50_{kind}_paper" for kind in ("softmax", "sigmoid", "class_aware", "rfs")),
     "lvis_v05_r101_sigmoid_paper",
 ]
-RECIPES = [*RELEASED, *PAPER]
+VARIANTS = [
+    f"lvis_v05_{depth}_{model}_{loss}_paper"
+    for depth in ("r50", "r101")
+    for model in ("c4", "cascade")
+    for loss in ("sigmoid", "eql")
+]
+CHALLENGE = [
+    f"lvis_v05_{part}_challenge"
+    for part in ("x101_dcn", "senet154", "senet154_oid", "senet154_oid_tta_boxes", "senet154_oid_tta", "expert")
+]
+RECIPES = [*RELEASED, *PAPER, *VARIANTS]
 
 # Mask AP / APr / APc / APf and box AP on LVIS v0.5 val: of the release's page, and of the paper.
 PUBLISHED = {
@@ -49,6 +59,17 @@ PUBLISHED = {
     "lvis_v05_r50_softmax_paper": "20.2 / 4.5 / 20.8 / 25.6",
     "lvis_v05_r50_class_aware_paper": "18.5 / 7.3 / 19.3 / 21.9",
     "lvis_v05_r50_rfs_paper": "21.3 / 12.2 / 21.5 / 24.7",
+    "lvis_v05_r50_c4_sigmoid_paper": "19.7 / 7.9 / 21.1 / 22.8, box AP 20.3",
+    "lvis_v05_r50_c4_eql_paper": "22.5 / 14.4 / 24.9 / 22.6, box AP 23.1",
+    "lvis_v05_r50_cascade_sigmoid_paper": "21.1 / 6.3 / 21.6 / 26.5, box AP 21.1",
+    "lvis_v05_r50_cascade_eql_paper": "23.1 / 10.4 / 24.5 / 26.3, box AP 23.1",
+    "lvis_v05_r101_cascade_sigmoid_paper": "21.9 / 6.0 / 22.3 / 27.7, box AP 24.7",
+    "lvis_v05_r101_cascade_eql_paper": "24.9 / 10.3 / 27.3 / 27.8, box AP 27.9",
+    "lvis_v05_x101_dcn_challenge": "30.1 / 19.3 / 31.8 / 32.3",
+    "lvis_v05_senet154_challenge": "30.8 / 19.7 / 32.2 / 33.4",
+    "lvis_v05_senet154_oid_challenge": "31.4 / 21.5 / 33.1 / 33.3",
+    "lvis_v05_senet154_oid_tta_boxes_challenge": "32.3 / 20.5 / 34.7 / 34.2",
+    "lvis_v05_senet154_oid_tta_challenge": "36.4 / 25.5 / 38.6 / 38.1",
 }
 
 
@@ -62,7 +83,7 @@ def docstring(name):
 
 def test_all_recipes_are_there():
     others = ["base", "custom", "supershapes_hard", "supershapes_tiny", "supershapes_tiny_sigmoid"]
-    assert sorted([*RECIPES, *others]) == NAMES
+    assert sorted([*RECIPES, *CHALLENGE, *others]) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,18 +99,19 @@ def test_docstring(name):
     text = docstring(name)
     # A backslash at the end of a line joins lines in a docstring as in a shell, so a command is one line here.
     (command,) = re.findall(r"^ *(python train\.py .*)$", text, re.MULTILINE)
-    words = shlex.split(command)
+    words = [word for word in shlex.split(command) if word != "--mode=eval" and not word.startswith("--out=")]
     flags = dict(word.split("=", 1) for word in words[2:] if word.startswith("--"))
     assert flags.pop("--config") == f"configs/{name}.py"
     if name == "base":
         return
-    assert flags.pop("--workdir") == f"runs/{name}"
+    trained = "lvis_v05_senet154_oid_challenge" if "_tta_" in name else name  # those evaluate the run of this one
+    assert flags.pop("--workdir") == f"runs/{trained}"
     load(name, *(f"{flag}={value}" for flag, value in flags.items()))
     assert words[:2] == ["python", "train.py"] and len(words) == 4 + len(flags)
     assert re.search(r"^(Published: .*(the release's|the paper's) figure|No published figure)", text, re.M | re.S)
     assert re.search(r"^Hardware: ", text, re.M)
     if name in PUBLISHED:
-        whose = "the paper's" if name.endswith("_paper") else "the release's"
+        whose = "the paper's" if name.endswith(("_paper", "_challenge")) else "the release's"
         assert f"Published: mask AP/r/c/f {PUBLISHED[name]} on LVIS v0.5 val; {whose} figure" in " ".join(text.split())
     else:
         assert "No published figure" in text
@@ -100,21 +122,24 @@ def test_command_of_a_recipe_names_its_weights_and_files(name):
     text = docstring(name)
     depth = 101 if "_r101_" in name else 50
     version = "v1" if "_v1_" in name else "v0.5"
-    for word in (f"init_from=runs/msra_r{depth} ", f"lvis_{version}_train.json", f"lvis_{version}_val.json"):
+    weights = f"msra_r{depth}_c4" if "_c4_" in name else f"msra_r{depth}"
+    for word in (f"init_from=runs/{weights} ", f"lvis_{version}_train.json", f"lvis_{version}_val.json"):
         assert word in text.replace("\n", " "), word
-    assert text.startswith(f"LVIS {version}, Mask R-CNN R{depth}-FPN, ")
+    model = f"Mask R-CNN R{depth}-C4" if "_c4_" in name else f"Mask R-CNN R{depth}-FPN"
+    assert text.startswith(f"LVIS {version}, {'Cascade ' if '_cascade_' in name else ''}{model}, ")
     assert "not run here, nothing was measured for LVIS at full size" in text
 
 
 def test_commands_that_make_the_weights_are_of_the_converter():
     commands = re.findall(r"^ *python -m eql_jax\.convert (.*)$", docstring("lvis"), re.MULTILINE)
-    assert len(commands) == 2
-    for command, depth in zip(commands, (50, 101), strict=True):
+    assert len(commands) == 4
+    for command, (depth, c4) in zip(commands, ((50, ""), (101, ""), (50, "_c4"), (101, "_c4")), strict=True):
         options, overrides = parse_arguments(shlex.split(command))
         assert not overrides and options.source == "detectron2" and options.backbone_only
-        assert str(options.file) == f"R-{depth}.pkl" and str(options.workdir) == f"runs/msra_r{depth}"
+        assert str(options.file) == f"R-{depth}.pkl" and str(options.workdir) == f"runs/msra_r{depth}{c4}"
         config = load(Path(options.config).stem)
         assert options.config == f"configs/{config.name}.py" and config.model.backbone.depth == depth
+        assert config.model.architecture == ("c4" if c4 else "fpn")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -131,15 +156,19 @@ def test_values_of_the_reference(name):
     assert m.rpn.anchor_sizes == (32, 64, 128, 256, 512) and m.rpn.aspect_ratios == (0.5, 1.0, 2.0)
     assert (m.rpn.positive_iou, m.rpn.negative_iou, m.rpn.nms_iou) == (0.7, 0.3, 0.7)
     assert (m.rpn.batch_per_image, m.rpn.positive_fraction) == (256, 0.5)
-    assert (m.rpn.pre_nms_train, m.rpn.post_nms_train) == (2000, 1000)
-    assert (m.rpn.pre_nms_test, m.rpn.post_nms_test) == (1000, 1000)
+    c4, cascade = "_c4_" in name, "_cascade_" in name
+    assert (m.rpn.pre_nms_train, m.rpn.post_nms_train) == (12_000 if c4 else 2000, 2000 if c4 or cascade else 1000)
+    assert (m.rpn.pre_nms_test, m.rpn.post_nms_test) == (6000 if c4 else 1000, 1000)
     # RoI heads.
     assert (m.roi.batch_per_image, m.roi.positive_fraction, m.roi.positive_iou) == (512, 0.25, 0.5)
     assert (m.roi.canonical_size, m.roi.canonical_level) == (224, 4)
     assert m.roi.aligned and not m.rpn.round_anchors
-    assert (m.box_head.num_fc, m.box_head.fc_dim, m.box_head.pool_size) == (2, 1024, 7)
-    assert not m.box_head.class_agnostic_boxes and m.box_head.prior == 0.001
-    assert (m.mask_head.num_convs, m.mask_head.channels, m.mask_head.pool_size) == (4, 256, 14)
+    assert (m.box_head.num_fc, m.box_head.fc_dim, m.box_head.pool_size) == (2, 1024, 14 if c4 else 7)
+    assert m.box_head.class_agnostic_boxes == cascade and m.box_head.prior == 0.001
+    assert m.architecture == ("c4" if c4 else "fpn") and m.with_mask
+    assert m.cascade.ious == ((0.5, 0.6, 0.7) if cascade else ())
+    assert m.cascade.box_weights == (10, 20, 30)
+    assert (m.mask_head.num_convs, m.mask_head.channels, m.mask_head.pool_size) == (0 if c4 else 4, 256, 14)
     # EQL: E(r) = 0 for background, T a step; without the rule of section 4.2.
     assert m.eql.background_keeps_negatives and m.eql.function == "step" and not m.eql.verified_negatives
     # Inference.
@@ -185,7 +214,7 @@ def test_values_of_the_release(name):
     assert c.data.repeat_threshold == (1e-3 if "_v1_" in name else 5e-4)
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", [*PAPER, *VARIANTS])
 def test_values_of_the_paper(name):
     c = load(name)
     assert (c.train.batch_size, c.optimizer.learning_rate) == (32, 0.04)
@@ -197,7 +226,7 @@ def test_values_of_the_paper(name):
         assert abs(step * 32 / images - epochs) < 1e-3
     assert c.data.shorter_side == (800,)
     assert c.model.test.score_threshold == 0.0 and c.model.mask_head.class_agnostic
-    kind = name.split("_", 3)[3].removesuffix("_paper")
+    kind = name.split("_", 3)[3].removesuffix("_paper").removeprefix("c4_").removeprefix("cascade_")
     assert c.model.box_head.loss == {"class_aware": "sigmoid", "rfs": "sigmoid"}.get(kind, kind)
     assert c.data.sampler == {"class_aware": "class_aware", "rfs": "repeat_factor"}.get(kind, "uniform")
     assert c.data.repeat_threshold == 1e-3
@@ -216,6 +245,26 @@ def test_tail_is_the_rare_and_common_classes(name):
     if "_v05_" in name:
         expected = (1.76e-3, 57_263) if name.endswith("_paper") else (1.77e-3, 56_740)
         assert (c.model.eql.threshold, c.model.eql.num_images) == expected
+
+
+@pytest.mark.parametrize("name", CHALLENGE)
+def test_values_of_the_challenge_entry(name):
+    """What is known of it: backbones, BatchNorm, EQL, repeat factors, several scales, and those of testing."""
+    c = load(name)
+    b = c.model.backbone
+    x101 = (b.kind, b.depth, b.groups, b.width_per_group, b.deform_stages) == ("resnet", 101, 64, 4, (3, 4, 5))
+    senet = (b.kind, b.depth, b.groups, b.deform_stages) == ("senet", 154, 64, ())
+    assert x101 if "x101_dcn" in name else senet
+    assert b.norm == "batch_norm" and b.width == 64 and not b.stride_in_1x1
+    assert c.model.box_head.loss == "eql" and (c.model.eql.threshold, c.model.eql.num_images) == (1.77e-3, 56_740)
+    assert c.data.sampler == ("class_aware" if "expert" in name else "repeat_factor") and len(c.data.shorter_side) > 1
+    assert c.eval.tta.shorter_sides == ((600, 800, 1000, 1200, 1400) if "_tta_" in name else ())
+    assert c.eval.tta.masks == ("_tta_boxes_" not in name)
+    buckets = [Size(*bucket) for bucket in c.data.buckets]
+    size = {"shorter_side": max(c.data.shorter_side), "longest_side": c.data.longest_side}
+    for height in range(100, 641, 20):
+        for width in range(100, 641, 20):
+            assert choose_bucket(height, width, buckets=buckets, **size).fits
 
 
 def test_learning_rate_of_the_release():
