@@ -1,11 +1,12 @@
-"""Batches for evaluation and prediction: the first four arrays of `pipeline`'s, every image once."""
+"""Batches for evaluation and prediction, every image once: the first four arrays of `pipeline`'s, or, for test-time
+augmentation, several views of every image (`tta_views`)."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from eql_jax.data.examples import Row, empty_batch, fill_eval_row, fill_padding_
 from eql_jax.data.images import ImageError, read_size
 from eql_jax.data.parallel import Batch, available_cores
 from eql_jax.data.records import Annotations, ImageIndex, ImageRecord, RecordsById, empty_objects, evenly_spaced
+from eql_jax.data.tta_views import ViewsLayout
 from eql_jax.data.validation import FaultReport
 
 
@@ -26,8 +28,63 @@ class SkippedImage(NamedTuple):
     reason: str
 
 
+class Layout(Protocol):
+    """What a row of a batch holds. Images of one group have arrays of the same shapes."""
+
+    @property
+    def num_groups(self) -> int: ...
+
+    def assign(self, index: ImageIndex, report: FaultReport) -> np.ndarray:
+        """The group of each image, int64."""
+
+    def new_batch(self, rows: int, group: int) -> Batch:
+        """The arrays of a batch before anything is in them."""
+
+    def fill_row(self, row: Row, record: ImageRecord) -> None:
+        """Raises ImageError, before anything is written, when the file cannot be used."""
+
+    def fill_padding_row(self, row: Row) -> None:
+        """A row without an image: image_id -1, sizes above 0."""
+
+    def describe(self, assigned: np.ndarray) -> str:
+        """A line for the log, "" where there is nothing to say."""
+
+
+class PlainLayout:
+    """One image a row, resized to data.eval_shorter_side; the groups are data.buckets."""
+
+    def __init__(self, config: ConfigDict):
+        self._shorter_side, self._longest_side = config.data.eval_shorter_side, config.data.longest_side
+        self._buckets = parse_buckets(config.data.buckets)
+
+    @property
+    def num_groups(self) -> int:
+        return len(self._buckets)
+
+    def assign(self, index: ImageIndex, report: FaultReport) -> np.ndarray:
+        """Notes images that have to be scaled down to fit in the report."""
+        return np.array(assign_buckets(index, self._buckets, self._shorter_side, self._longest_side, report), np.int64)
+
+    def new_batch(self, rows: int, group: int) -> Batch:
+        return empty_batch(rows, bucket=self._buckets[group])
+
+    def fill_row(self, row: Row, record: ImageRecord) -> None:
+        fill_eval_row(row, record, shorter_side=self._shorter_side, longest_side=self._longest_side)
+
+    def fill_padding_row(self, row: Row) -> None:
+        fill_padding_row(row)
+
+    def describe(self, assigned: np.ndarray) -> str:
+        return ""
+
+
+def make_layout(config: ConfigDict, *, augmented: bool) -> Layout:
+    """The layout of batches. augmented: that of test-time augmentation, where eval.tta.shorter_sides has any."""
+    return ViewsLayout(config) if augmented and config.eval.tta.shorter_sides else PlainLayout(config)
+
+
 def make_eval_batches(
-    annotations: Annotations, config: ConfigDict, *, host: int = 0, num_hosts: int = 1
+    annotations: Annotations, config: ConfigDict, *, host: int = 0, num_hosts: int = 1, augmented: bool = False
 ) -> EvalBatches:
     """Returns the evaluation batches of this host; every host has as many, of the same shapes.
 
@@ -35,6 +92,7 @@ def make_eval_batches(
       annotations: the evaluation set, with images without objects.
       config: reads data.*, eval.batch_size (of all hosts) and eval.max_images (evenly spaced images; 0 takes all).
       host, num_hosts: this host's rows of each global batch.
+      augmented: batches for test-time augmentation where config.eval.tta asks for it (see `make_layout`).
 
     Raises:
       ValueError: the batch does not divide among the hosts, a config value is out of range.
@@ -52,11 +110,12 @@ def make_eval_batches(
         num_hosts=num_hosts,
         report=FaultReport(strict=config.data.strict),
         engine=config.data.engine,
+        layout=make_layout(config, augmented=augmented),
     )
 
 
 def make_prediction_batches(
-    images: Sequence[str | Path | ImageRecord], config: ConfigDict, *, batch_size: int
+    images: Sequence[str | Path | ImageRecord], config: ConfigDict, *, batch_size: int, augmented: bool = False
 ) -> EvalBatches:
     """Returns batches to predict on, without TensorFlow. Unreadable images are skipped: see `EvalBatches.skipped`.
 
@@ -65,6 +124,7 @@ def make_prediction_batches(
         `load_annotations(..., require_annotations=False).images`, whose stated sizes are checked.
       config: reads data.buckets, eval_shorter_side, longest_side, workers and prefetch.
       batch_size: images of a batch.
+      augmented: see `make_eval_batches`.
 
     Raises:
       ValueError: `images` is empty.
@@ -96,6 +156,7 @@ def make_prediction_batches(
         num_hosts=1,
         report=report,
         engine="threads",
+        layout=make_layout(config, augmented=augmented),
     )
     batches.skipped += skipped
     return batches
@@ -104,13 +165,14 @@ def make_prediction_batches(
 class EvalBatches:
     """Evaluation or prediction batches; can be iterated again. Made by the functions above.
 
-    Images are grouped by bucket, in the given order within one; the last batch of a bucket is padded with rows of
-    image_id -1. A row whose file cannot be used becomes such a row, too.
+    Images are grouped as the layout says, by bucket, in the given order within one; the last batch of a group is padded
+    with rows of image_id -1. A row whose file cannot be used becomes such a row, too.
 
     Attributes:
       records: image id -> `ImageRecord`, of all images of all hosts that may come.
       report: faults of image files met so far, and notes.
       skipped: list of `SkippedImage`: images of this host that were met and cannot be used, each once.
+      description: what the layout has to say for the log, "" if nothing.
     """
 
     def __init__(
@@ -125,6 +187,7 @@ class EvalBatches:
         num_hosts: int,
         report: FaultReport,
         engine: str,
+        layout: Layout,
     ):
         data = config.data
         self.report = report
@@ -132,9 +195,7 @@ class EvalBatches:
         self._skipped_ids: set[int] = set()
         self._lock = threading.Lock()
         self._rows = rows_per_host(batch_size, host, num_hosts, "eval.batch_size")
-        self._shorter_side = data.eval_shorter_side
-        self._longest_side = data.longest_side
-        self._buckets = parse_buckets(data.buckets)
+        self._layout = layout
         self._workers = data.workers or available_cores()
         self._prefetch = data.prefetch
         self._make = batch_engine(engine)
@@ -142,17 +203,16 @@ class EvalBatches:
         self._positions = positions
         self._ids = index.ids
         self.records = RecordsById(images, positions, index.ids)
-        assigned = np.array(
-            assign_buckets(index, self._buckets, self._shorter_side, self._longest_side, report), np.int64
-        )
-        self._batch_buckets: list[int] = []
+        assigned = layout.assign(index, report)
+        self.description = layout.describe(assigned)
+        self._batch_groups: list[int] = []
         self._batch_rows: list[np.ndarray] = []  # this host's rows of each batch, -1 without an image
-        for bucket in range(len(self._buckets)):
-            members = np.flatnonzero(assigned == bucket)
+        for group in range(layout.num_groups):
+            members = np.flatnonzero(assigned == group)
             for start in range(0, members.size, batch_size):
                 rows = np.full(batch_size, -1, np.int64)
                 rows[: min(batch_size, members.size - start)] = members[start : start + batch_size]
-                self._batch_buckets.append(bucket)
+                self._batch_groups.append(group)
                 self._batch_rows.append(rows[host * self._rows : (host + 1) * self._rows])
 
     def __len__(self) -> int:
@@ -179,20 +239,15 @@ class EvalBatches:
         self.report.add(error.kind, file=error.file, record_id=image_id, message=str(error))
 
     def _new_batch(self, number: int) -> Batch:
-        return empty_batch(self._rows, bucket=self._buckets[self._batch_buckets[number]])
+        return self._layout.new_batch(self._rows, self._batch_groups[number])
 
     def _fill_row(self, position: int, out: Row) -> None:
         batch, row = divmod(position, self._rows)
         index = int(self._batch_rows[batch][row])
         if index >= 0:
             try:
-                fill_eval_row(
-                    out,
-                    self._images[self._positions[index]],
-                    shorter_side=self._shorter_side,
-                    longest_side=self._longest_side,
-                )
+                self._layout.fill_row(out, self._images[self._positions[index]])
                 return
             except ImageError as error:
                 self._skip(int(self._ids[index]), error)
-        fill_padding_row(out)
+        self._layout.fill_padding_row(out)

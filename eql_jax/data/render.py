@@ -35,6 +35,13 @@ def draw_on_canvas(canvas: np.ndarray, record: ImageRecord, view: View, *, fast:
     window_pixels(record, view, window, fast=fast, out=canvas[rows, columns])
 
 
+def draw_decoded(canvas: np.ndarray, image: Image.Image, view: View) -> None:
+    """As `draw_on_canvas`, exact, for the whole of an image that is decoded already; `image` is not changed."""
+    if view.cuts:
+        raise ValueError(f"draw_decoded draws whole images; the canvas cuts off a part of {view}")
+    _draw_whole(image, view, canvas[: view.scaled.height, : view.scaled.width])
+
+
 def window_pixels(
     record: ImageRecord, view: View, window: Window, *, fast: bool, out: np.ndarray | None = None
 ) -> np.ndarray:
@@ -78,14 +85,21 @@ def _by_pillow(record: ImageRecord, view: View, window: Window, out: np.ndarray,
     image, divisor = read_reduced_image(record.file, expected=view.source, at_least=at_least)
     size = (window.width, window.height)
     if size == view.scaled[::-1] and divisor == 1:
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-    else:
-        box = [side / divisor for side in view.source_box(window)]
-        image = image.resize(size, Image.Resampling.BILINEAR, box=box)
+        return _draw_whole(image, view, out)
+    box = [side / divisor for side in view.source_box(window)]
+    _draw(image.resize(size, Image.Resampling.BILINEAR, box=box), view, out)
+
+
+def _draw_whole(image: Image.Image, view: View, out: np.ndarray) -> None:
+    if image.size != view.scaled[::-1]:
+        image = image.resize(view.scaled[::-1], Image.Resampling.BILINEAR)
+    _draw(image, view, out)
+
+
+def _draw(resized: Image.Image, view: View, out: np.ndarray) -> None:
     if view.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    out[:] = np.asarray(image)
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    out[:] = np.asarray(resized)
 
 
 def _by_opencv(record: ImageRecord, view: View, window: Window, out: np.ndarray) -> bool:

@@ -23,7 +23,7 @@ def tf_dataset(new_batch: Callable[[int], Batch], fill_row: Callable[[int, Row],
     signature = {}
     for key, values in new_batch(first).items():
         shape = list(values.shape)
-        if key == "image":
+        if key.rpartition("/")[2] == "image":
             shape[1:3] = None, None  # the bucket's
         signature[key] = tf.TensorSpec(shape, values.dtype)
     dataset = tf.data.Dataset.from_generator(
