@@ -98,24 +98,25 @@ class TableBuilder:
         self._columns = {name: bytearray() for name in self._COLUMNS}
         self.size = 0
 
-    def add(self, results: Iterable[Mapping[str, Any]], *, source: str = "") -> None:
+    def add(self, results: Iterable[Mapping[str, Any]], *, source: str = "", first: int = 0) -> None:
         """Appends results.
 
         Args:
           results: LVIS result dicts; keys other than image_id, category_id, score, bbox and segmentation are left.
           source: goes before the number of a result in messages.
+          first: the number of the first of them there.
 
         Raises:
           ValueError: an image_id, category_id or score is missing or no number, an id is not whole or beyond int64, a
             box is not four numbers, or the size of a mask is not two integers. Strings and booleans are no numbers.
         """
         results = iter(results)
-        first = self.size
+        first -= self.size
         while block := list(itertools.islice(results, _BLOCK)):
             try:
                 arrays = _to_arrays(block)
             except _FAULTS:
-                _find_fault(block, f"{source}result {{}}", self.size - first)
+                _find_fault(block, f"{source}result {{}}", self.size + first)
                 raise
             for name, values in arrays.items():
                 self._columns[name] += values.data.cast("B") if values.size else b""
