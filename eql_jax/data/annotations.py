@@ -23,6 +23,12 @@ from eql_jax.data.object_columns import ObjectColumns, ObjectTable
 from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord, LazyImages, frequency_letter
 from eql_jax.data.validation import AnnotationError, FaultReport
 
+# What to do about a data set without masks where masks are asked for.
+BOXES_ONLY = (
+    "For a model without masks set config.model.with_mask=False (prepare: --no-masks); a model with masks needs a data "
+    "set that has them"
+)
+
 # What is read of an image.
 _IMAGE_KEYS = frozenset(
     ("id", "width", "height", "coco_url", "file_name", "neg_category_ids", "not_exhaustive_category_ids")
@@ -36,6 +42,7 @@ def load_annotations(
     strict: bool = False,
     check_files: bool = True,
     require_annotations: bool = True,
+    masks: bool = True,
 ) -> Annotations:
     """Reads and validates an annotation file.
 
@@ -47,18 +54,20 @@ def load_annotations(
       check_files: leave out images whose file is not found (only names are looked up: what a file holds is seen when it
         is decoded, or by `eql_jax.data.prepare`). False keeps them with the path that was tried first.
       require_annotations: False also takes files that list images only, such as LVIS test sets (image_info).
+      masks: False: 'segmentation' is neither asked for nor read; objects have no masks, and areas are those stated or
+        else the boxes'.
 
     Returns:
       `Annotations`.
 
     Raises:
       FileNotFoundError: the file or the image folder does not exist.
-      AnnotationError: the file is no annotation file, has no images or categories, none of its images is found, or, in
-        strict mode, a record is faulty.
+      AnnotationError: the file is no annotation file, has no images or categories, none of its objects has a mask where
+        masks are asked for, none of its images is found, or, in strict mode, a record is faulty.
     """
     path, images_dir = as_path(path), as_path(images_dir)
     report = FaultReport(strict=strict)
-    content = read_content(path, report, require_annotations=require_annotations)
+    content = read_content(path, report, require_annotations=require_annotations, masks=masks)
     records = find_files(content, images_dir, report, check_files=check_files)
     return Annotations(
         categories=content.categories,
@@ -87,9 +96,11 @@ class Content(NamedTuple):
     objects: ObjectTable
 
 
-def read_content(path: FilePath, report: FaultReport, *, require_annotations: bool = True) -> Content:
+def read_content(
+    path: FilePath, report: FaultReport, *, require_annotations: bool = True, masks: bool = True
+) -> Content:
     """Reads and validates an annotation file, all but its images' files; see `load_annotations`."""
-    columns = ObjectColumns(path)
+    columns = ObjectColumns(path, masks=masks)
     listed: dict[str, list[dict]] = {"images": [], "categories": []}
 
     def take_image(record: Any) -> None:
@@ -110,6 +121,8 @@ def read_content(path: FilePath, report: FaultReport, *, require_annotations: bo
             "on (eql_jax.predict --image_info), not trained on or evaluated"
         )
     _check_list(rest.get("annotations", []), [], "annotations", path)
+    if masks and columns.lacks_masks:
+        raise AnnotationError(f"{path} has boxes only: no annotation of it has a 'segmentation'. {BOXES_ONLY}")
 
     categories = _read_categories(listed["categories"], path, report)
     if not categories:

@@ -215,7 +215,10 @@ def draw_row(
     shown = np.flatnonzero(
         (batch["gt_classes"][row] >= 0) & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 0) & ~batch["gt_ignore"][row]
     )
-    rles = masks_to_rles(batch["gt_masks"][row][shown].astype(np.float32), boxes[shown], size=size)
+    masks = batch["gt_masks"][row][shown]
+    rles = [None] * len(shown)  # of a model without masks
+    if masks.size:
+        rles = masks_to_rles(masks.astype(np.float32), boxes[shown], size=size)
     objects = []
     for i, rle in zip(shown, rles, strict=True):
         x1, y1, x2, y2 = boxes[i].tolist()

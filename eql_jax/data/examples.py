@@ -24,7 +24,7 @@ Row = dict[str, np.ndarray]
 
 
 class ExampleShape(NamedTuple):
-    """The padded sizes of ground truth: G objects, M x M masks, K classes."""
+    """The padded sizes of ground truth: G objects, M x M masks (0: no masks), K classes."""
 
     max_objects: int
     mask_size: int
@@ -158,14 +158,15 @@ def _fill_ground_truth(row: Row, layers: Sequence[Placed], owners: np.ndarray | 
         row["gt_boxes"][to] = mine.boxes
         row["gt_classes"][to] = layer.objects.classes[mine.indices]
         row["gt_ignore"][to] = layer.objects.ignore[mine.indices]
-        # Box and mask scale together, so the crops are taken in the pixels of the file.
-        row["gt_masks"][to] = crop_masks(
-            layer.objects.segmentations,
-            mine.indices,
-            mine.file_boxes(),
-            mask_size=mask_size,
-            mirror=layer.view.flip,
-        )
+        if mask_size:
+            # Box and mask scale together, so the crops are taken in the pixels of the file.
+            row["gt_masks"][to] = crop_masks(
+                layer.objects.segmentations,
+                mine.indices,
+                mine.file_boxes(),
+                mask_size=mask_size,
+                mirror=layer.view.flip,
+            )
         if owners is not None:
             for i in np.flatnonzero(mine.altered):
                 hide_covered(row["gt_masks"][start + i], mine.boxes[i], owners, number)

@@ -22,7 +22,14 @@ def is_id(value: object) -> bool:
 
 
 def read_object(
-    record: dict, class_index: int, width: int, height: int, path: FilePath, report: FaultReport
+    record: dict,
+    class_index: int,
+    width: int,
+    height: int,
+    path: FilePath,
+    report: FaultReport,
+    *,
+    masks: bool = True,
 ) -> ObjectRecord | None:
     """Checks an annotation whose id, image and class are known.
 
@@ -32,6 +39,7 @@ def read_object(
       width, height: of its image.
       path: of the file, for the report.
       report: gets the faults found.
+      masks: False: its mask is neither asked for nor read.
 
     Returns:
       The object, its box clipped to the image, or None when it cannot be used.
@@ -40,9 +48,11 @@ def read_object(
     box = _read_box(record, width, height, path, report)
     if box is None:
         return None
-    segmentation = _read_segmentation(record, width, height, path, report)
-    if segmentation is None:
-        return None
+    segmentation = None
+    if masks:
+        segmentation = _read_segmentation(record, width, height, path, report)
+        if segmentation is None:
+            return None
     area = read_area(record)
     if math.isnan(area):
         area = (box[2] - box[0]) * (box[3] - box[1])

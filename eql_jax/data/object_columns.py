@@ -1,6 +1,7 @@
 """The annotations of a file, packed into columns while it is read.
 
-K classes, N images, T annotations. An annotation of LVIS v1 takes 0.5 KB here and 4 KB as Python objects. Which images
+K classes, N images, T annotations. An annotation of LVIS v1 takes 0.5 KB here and 4 KB as Python objects; without its
+mask 65 bytes. Which images
 and classes there are may stand later in the file, so that nothing is checked against them before the end: `resolve`
 does that, for all annotations at once where they are as they should be, and for each of the others by
 `object_checks.read_object`, in the order of the file.
@@ -29,9 +30,11 @@ _CHUNK = 8192  # annotations whose coordinates are packed together
 class ObjectColumns:
     """Gathers annotations: `append` each, then `resolve`."""
 
-    def __init__(self, path: FilePath):
-        """path: of the file, for messages."""
+    def __init__(self, path: FilePath, *, masks: bool = True):
+        """path: of the file, for messages. masks: False: boxes alone, masks are neither asked for nor read."""
         self._path = path
+        self._with_masks = masks
+        self._any_mask = False  # whether any annotation so far states a mask, usable or not
         self._ids, self._image_ids, self._category_ids = array("q"), array("q"), array("q")
         self._boxes = array("d")  # x, y, width, height of each
         self._areas = array("d")  # NaN: not stated
@@ -53,6 +56,7 @@ class ObjectColumns:
             raise AnnotationError(
                 f"{self._path}: 'annotations' must be a list of objects, found {str(record)[:60]!r} in it"
             )
+        self._any_mask = self._any_mask or bool(record.get("segmentation"))
         before = len(self._coordinates), len(self._points)
         try:
             self._append_regular(record)
@@ -71,6 +75,10 @@ class ObjectColumns:
         if len(box) != 4 or not (box[2] > 0 and box[3] > 0 and math.isfinite(sum(box))):
             raise ValueError
         area = read_area(record)
+        ignore = bool(record.get("iscrowd")) or bool(record.get("ignore"))
+        if not self._with_masks:
+            self._fill(*keys, box, area, ignore)
+            return
         found = record["segmentation"]
         runs, size, count = None, (0, 0), 0
         if isinstance(found, dict):
@@ -86,26 +94,36 @@ class ObjectColumns:
             count = len(found)
         else:
             raise TypeError
-        self._fill(*keys, box, area, bool(record.get("iscrowd")) or bool(record.get("ignore")), count, runs, size)
+        self._fill(*keys, box, area, ignore, count, runs, size)
 
     def _append_odd(self, record: dict) -> None:
-        self._odd[len(self._ids)] = pack_polygons(record)
+        if self._with_masks:
+            self._odd[len(self._ids)] = pack_polygons(record)
+        else:
+            self._odd[len(self._ids)] = {key: value for key, value in record.items() if key != "segmentation"}
         identity = record.get("id")
-        self._fill(identity if is_id(identity) else 0, 0, 0, array("d", [0, 0, 1, 1]), math.nan, False, 0, None, (0, 0))
+        self._fill(identity if is_id(identity) else 0, 0, 0, array("d", [0, 0, 1, 1]), math.nan, False)
 
-    def _fill(self, identity, image_id, category_id, box, area, ignore, polygons, runs, size) -> None:
+    def _fill(self, identity, image_id, category_id, box, area, ignore, polygons=0, runs=None, size=(0, 0)) -> None:
         self._ids.append(identity)
         self._image_ids.append(image_id)
         self._category_ids.append(category_id)
         self._boxes.extend(box)
         self._areas.append(area)
         self._ignore.append(ignore)
+        if not self._with_masks:
+            return
         self._polygons.append(polygons)
         self._num_runs.append(len(runs) if runs else 0)
         self._heights.append(size[0])
         self._widths.append(size[1])
         if runs:
             self._runs.extend(runs)
+
+    @property
+    def lacks_masks(self) -> bool:
+        """Whether there are annotations, and none of them states a mask."""
+        return bool(self._ids) and not self._any_mask
 
     def _pack_chunk(self) -> None:
         self._chunks.append(pack_numbers(np.array(self._coordinates, np.float64)))
@@ -152,12 +170,13 @@ class ObjectColumns:
         odd[list(self._odd)] = True
         nameless = [i for i, record in self._odd.items() if not is_id(record.get("id"))]
         first = _first_of_each(ids, nameless)
-        of_other_size = (np.array(self._heights) != height) | (np.array(self._widths) != width)
-        of_other_size &= np.array(self._num_runs) > 0
-        kept = ~odd & first & (image_of >= 0) & (classes >= 0) & (excess <= BORDER_TOLERANCE) & ~of_other_size
+        kept = ~odd & first & (image_of >= 0) & (classes >= 0) & (excess <= BORDER_TOLERANCE)
         kept &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        if self._with_masks:
+            of_other_size = (np.array(self._heights) != height) | (np.array(self._widths) != width)
+            kept &= ~(of_other_size & (np.array(self._num_runs) > 0))
 
-        masks = _Masks(self)
+        masks = _Masks(self) if self._with_masks else None
         sides = dict(zip(image_ids, zip(widths, heights, strict=True), strict=True))
         position = {image_id: i for i, image_id in enumerate(image_ids)} if not kept.all() else {}
         for i in np.flatnonzero(~kept).tolist():
@@ -168,7 +187,7 @@ class ObjectColumns:
             kept[i] = True
             image_of[i], classes[i] = position[record["image_id"]], parsed.class_index
             boxes[i], areas[i], ignore[i] = parsed.box, parsed.area, parsed.ignore
-            if i in self._odd:
+            if i in self._odd and masks is not None:
                 masks.special[i] = parsed.segmentation
         rows = np.flatnonzero(kept)
         rows = rows[np.argsort(image_of[rows], kind="stable")]
@@ -198,11 +217,11 @@ class ObjectColumns:
             message = f"category_id {record.get('category_id')!r} is not among the file's {len(class_of)} categories"
             report.add("unknown category", file=self._path, record_id=identity, message=message)
             return None
-        return read_object(record, class_of[category_id], *sides[image_id], self._path, report)
+        return read_object(record, class_of[category_id], *sides[image_id], self._path, report, masks=self._with_masks)
 
-    def _record(self, i: int, masks: _Masks) -> dict:
+    def _record(self, i: int, masks: _Masks | None) -> dict:
         """Annotation i as the JSON has it, but for numbers that are written in another way."""
-        segmentation = masks[i]
+        segmentation = () if masks is None else masks[i]
         if isinstance(segmentation, RunLengths):
             size = [segmentation.height, segmentation.width]
             segmentation = {"size": size, "counts": segmentation.counts.tolist()}
@@ -226,7 +245,7 @@ class ObjectTable(NamedTuple):
       offsets: int64 [N + 1]; the objects of image i are offsets[i] .. offsets[i + 1] of the others.
       rows: int64 [T] where the object is in the file, for `masks`.
       ids, boxes, classes, ignore, areas: as in `records.Objects`.
-      masks: packed.
+      masks: packed; None: they were not read.
     """
 
     offsets: np.ndarray
@@ -236,19 +255,18 @@ class ObjectTable(NamedTuple):
     classes: np.ndarray
     ignore: np.ndarray
     areas: np.ndarray
-    masks: _Masks
+    masks: _Masks | None
 
     def objects(self, i: int) -> Objects:
         """The objects of image i. Safe from any thread."""
         span = slice(self.offsets[i], self.offsets[i + 1])
-        rows = self.rows[span].tolist()
         return Objects(
             ids=self.ids[span],
             boxes=self.boxes[span],
             classes=self.classes[span],
             ignore=self.ignore[span],
             areas=self.areas[span],
-            segmentations=self.masks.of_image(rows),
+            segmentations=None if self.masks is None else self.masks.of_image(self.rows[span].tolist()),
         )
 
 

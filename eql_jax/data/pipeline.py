@@ -11,7 +11,7 @@ B rows (images) of a batch on this host, H W bucket size, G padded objects, K cl
 | gt_boxes | float32 [B, G, 4] | XYXY, pixels of the resized image |
 | gt_classes | int32 [B, G] | -1 padding |
 | gt_ignore | bool [B, G] | crowd or ignore region |
-| gt_masks | uint8 [B, G, M, M] | 0/1, the mask cropped to its box |
+| gt_masks | uint8 [B, G, M, M] | 0/1, the mask cropped to its box; M is 0 for models without masks |
 | verified_classes | bool [B, K] | annotated or verified absent in the image |
 
 Evaluation and prediction batches have the first four. A training batch depends on the config, the annotations and the
@@ -50,7 +50,7 @@ def make_train_iterator(
 
     Args:
       annotations: the training set.
-      config: reads seed, data.* and train.batch_size.
+      config: reads seed, data.*, model.with_mask and train.batch_size.
       start_step: the first step to make a batch for; nothing before it is read.
       host, num_hosts: makes rows host * B .. (host + 1) * B of the global batch, B = train.batch_size / num_hosts.
 
@@ -81,7 +81,8 @@ class TrainIterator(Iterator[Batch]):
         self._first_row = host * self._rows
         self._seed = config.seed
         self._recipe = read_recipe(data)
-        self._shape = ExampleShape(data.max_objects, data.mask_size, annotations.num_classes)
+        mask_size = data.mask_size if config.model.with_mask else 0
+        self._shape = ExampleShape(data.max_objects, mask_size, annotations.num_classes)
         # Large-scale jitter cuts every image to one canvas.
         self._buckets = parse_buckets([data.crop_size] if data.scale_jitter else data.buckets)
         self._annotations = annotations

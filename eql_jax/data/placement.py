@@ -53,7 +53,7 @@ def place_objects(objects: Objects, view: View, indices: np.ndarray | None = Non
 
     Where the canvas cuts nothing off, these are all of them, with boxes scaled, mirrored and clipped to the image. An
     object that is cut is left out when none of its mask remains, or less than `MIN_CUT_SIDE` of the width or height of
-    its box.
+    its box. Its box is that of the mask that remains; without masks, what remains of the box.
     """
     indices = np.arange(objects.size) if indices is None else indices
     whole = view.boxes(objects.boxes[indices])
@@ -66,7 +66,7 @@ def place_objects(objects: Objects, view: View, indices: np.ndarray | None = Non
     edges = np.array([-view.left, -view.top, view.scaled.width - view.left, view.scaled.height - view.top])
     sides = np.array([-1, -1, 1, 1])
     altered = (((whole - rect) * sides > 0) & (rect != edges)).any(axis=1)
-    if altered.any():
+    if altered.any() and objects.segmentations is not None:
         cut = np.flatnonzero(altered)
         boxes[cut] = _intersect(boxes[cut], visible_boxes(objects, indices[cut], view, rect))
     left_over = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)

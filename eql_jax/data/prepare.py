@@ -76,6 +76,7 @@ def prepare(
     images_per_shard: int = IMAGES_PER_SHARD,
     shards: int | None = None,
     strict: bool = False,
+    masks: bool = True,
     progress: bool = True,
 ) -> Annotations:
     """Prepares a data set, or goes on preparing it, and returns it as `load_prepared` does.
@@ -87,6 +88,7 @@ def prepare(
       images_per_shard: images of the annotation file that a shard is for, whether they turn out usable or not.
       shards: number of shards, in place of that.
       strict: the first fault raises.
+      masks: False: masks are neither asked for nor stored, see `load_annotations`.
       progress: show a progress bar.
 
     Raises:
@@ -103,22 +105,29 @@ def prepare(
         "annotations": {"file": annotations.name, "bytes": file_size(annotations), "sha256": file_sha256(annotations)},
         "images_per_shard": None if shards else images_per_shard,
         "shards": shards,
+        "masks": masks,
     }
     # Where the images are is compared as long as it is not finished, and then forgotten.
     plan = {"version": VERSION, "images_dir": str(_resolved(images))} | source
     journal = out / JOURNAL
     if _is_finished(out, source):
         _remove_journal(journal)
-        return load_prepared(out, strict=strict)
+        return load_prepared(out, strict=strict, masks=masks)
     journal.mkdir(parents=True, exist_ok=True)
     with _locked(journal):
         _check_plan(journal, plan)
         for left in list_names(out):  # of a run that was killed
             if left.endswith(PARTIAL):
                 (out / left).unlink()
-        _prepare(annotations, images, out, source, workers or available_cores(), strict=strict, progress=progress)
+        try:
+            _prepare(annotations, images, out, source, workers or available_cores(), strict=strict, progress=progress)
+        except AnnotationError:
+            # Nothing was made yet: what is put right may be an argument, such as --no-masks.
+            if not list_names(journal) - {_PLAN, _LOCK}:
+                (journal / _PLAN).unlink()
+            raise
     _remove_journal(journal)
-    return load_prepared(out, strict=strict)
+    return load_prepared(out, strict=strict, masks=masks)
 
 
 def _prepare(
@@ -127,7 +136,7 @@ def _prepare(
     if progress:
         print(f"reading {annotations} ({file_size(annotations) / 1e6:.0f} MB)", file=sys.stderr)
     report = FaultReport(strict=strict)
-    content = read_content(annotations, report)
+    content = read_content(annotations, report, masks=source["masks"])
     found = find_files(content, images, report)
     records = JsonImages(content.objects, found)
 
@@ -259,6 +268,7 @@ def _check_plan(journal: FilePath, plan: dict) -> None:
 
 
 def _compare(earlier: dict, plan: dict, out: FilePath) -> None:
+    earlier = {"masks": True} | earlier  # those of older versions do not say
     changed = [f"{key} was {earlier.get(key)}, now {value}" for key, value in plan.items() if earlier.get(key) != value]
     if changed:
         raise PrepareError(
@@ -333,6 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--shards", type=int, help="number of shards")
     size.add_argument("--shard-size", type=int, default=IMAGES_PER_SHARD, help="images of a shard (%(default)s)")
+    parser.add_argument("--no-masks", action="store_true", help="boxes only, for models without masks")
     parser.add_argument("--strict", action="store_true", help="stop at the first faulty record or image")
     parser.add_argument("--verify", metavar="DIR", help="check all checksums of a prepared data set instead")
     options = parser.parse_args(arguments)
@@ -369,6 +380,7 @@ def _run(options: argparse.Namespace) -> int:
         images_per_shard=options.shard_size,
         shards=options.shards,
         strict=options.strict,
+        masks=not options.no_masks,
     )
     objects = made.index.classes.size
     print(f"{options.out}: {len(made.images)} images, {objects} objects, {made.num_classes} classes")

@@ -8,7 +8,7 @@ The folder, local or in a bucket, holds
 | file | what |
 | --- | --- |
 | NAME-00000-of-00196.tfrecord .. | records (`record_format`), in the order of the annotation file |
-| index.json | source, all files with sizes and checksums, classes and their statistics, what was dropped |
+| index.json | source (with or without masks), files with checksums, classes and their statistics, what was dropped |
 | index.npz | ids, sizes, classes of all images, and where each record is |
 | annotations.json.gz | the annotation file itself, for the official evaluation |
 """
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eql_jax.data.annotations import BOXES_ONLY
 from eql_jax.data.files import FilePath, as_path, read_file
 from eql_jax.data.images import ImageError
 from eql_jax.data.record_file import RecordError, RecordPlaces, read_record
@@ -58,7 +59,7 @@ def is_prepared(folder: str | os.PathLike) -> bool:
     return (folder / INDEX_JSON).exists() or (folder / JOURNAL).exists()
 
 
-def load_prepared(folder: str | os.PathLike, *, strict: bool = False) -> Annotations:
+def load_prepared(folder: str | os.PathLike, *, strict: bool = False, masks: bool = True) -> Annotations:
     """Opens a prepared data set; only its index is read now. Its records equal those of the JSON it was made from, but
     for their path: that is the name below the image folder, in the folder of the data set, where there is no such file.
 
@@ -68,15 +69,18 @@ def load_prepared(folder: str | os.PathLike, *, strict: bool = False) -> Annotat
     Args:
       folder: local or remote.
       strict: raise where faulty records were left out when it was prepared.
+      masks: False: objects have no masks. Objects whose mask is faulty are there only if it was prepared without masks.
 
     Raises:
       FileNotFoundError: the folder or its index does not exist.
-      AnnotationError: the folder is unfinished, or its index is damaged (`DamagedIndex`) or of another version; in
-        strict mode, faults.
+      AnnotationError: the folder is unfinished, or its index is damaged (`DamagedIndex`) or of another version; masks
+        are asked for and it was prepared without; in strict mode, faults.
       OSError: the index is there and cannot be read.
     """
     folder = as_path(folder)
     index = read_index(folder)
+    if masks and not index.info["source"].get("masks", True):
+        raise AnnotationError(f"{folder} holds boxes only: it was prepared with --no-masks. {BOXES_ONLY}")
     report = restore_report(index.info["dropped"])
     if strict and report.total:
         raise AnnotationError(
@@ -87,7 +91,7 @@ def load_prepared(folder: str | os.PathLike, *, strict: bool = False) -> Annotat
     return Annotations(
         categories=categories,
         class_ids=np.array([category.id for category in categories], np.int64),
-        images=PreparedImages(folder, index),
+        images=PreparedImages(folder, index, masks=masks),
         report=report,
         raw=folder / ANNOTATIONS,
     )
@@ -96,17 +100,19 @@ def load_prepared(folder: str | os.PathLike, *, strict: bool = False) -> Annotat
 class PreparedImages(LazyImages):
     """The records of a prepared data set, each read when it is asked for. Safe from any thread; no file stays open."""
 
-    def __init__(self, folder: FilePath, index: Index):
+    def __init__(self, folder: FilePath, index: Index, *, masks: bool = True):
         self._shards = [folder / shard["file"] for shard in index.info["shards"]]
         self._places = index.places
         self.image_index = index.images
         self._folder = folder
+        self._masks = masks
 
     def read(self, i: int) -> ImageRecord:
         shard = self._shards[self._places.shard[i]]
         for attempt in (1, 2):  # again, because a network gives bad answers at times
             try:
-                record = decode_record(read_record(shard, self._places.span(i)), self._folder)
+                data = read_record(shard, self._places.span(i))
+                record = decode_record(data, self._folder, masks=self._masks)
                 if record.id != self.image_index.ids[i]:
                     raise RecordError(f"it holds image {record.id}, expected {self.image_index.ids[i]}")
                 return record

@@ -27,30 +27,27 @@ def encode_record(record: ImageRecord, name: str) -> bytes:
       record: with `encoded`.
       name: of the image file, below the image folder.
     """
-    packed = record.objects.segmentations.packed
     content = {"id": record.id, "name": name, "width": record.width, "height": record.height}
     content |= _as_bytes(record, _IMAGE_ARRAYS) | _as_bytes(record.objects, _OBJECT_ARRAYS)
-    content |= _as_bytes(packed, _MASK_ARRAYS) | {"mask_size": [packed.height, packed.width]}
-    exact = packed.coordinates.dtype == np.float64
-    content["pixels" if exact else "hundredths"] = packed.coordinates.astype("<f8" if exact else "<i4").tobytes()
+    if record.objects.segmentations is not None:
+        content |= _encode_masks(record.objects.segmentations.packed)
     content["image"] = record.encoded
     return msgpack.packb(content)
 
 
-def decode_record(data: bytes, folder: FilePath) -> ImageRecord:
+def decode_record(data: bytes, folder: FilePath, *, masks: bool = True) -> ImageRecord:
     """Unpacks an image; its arrays are read-only. Its path is below `folder`.
+
+    Args:
+      data: of `encode_record`.
+      folder: of the data set.
+      masks: False: the masks are left out; a record that was made without has none in any case.
 
     Raises:
       RecordError: the bytes are no such record.
     """
     try:
         content = msgpack.unpackb(data)
-        coordinates = (
-            np.frombuffer(content["pixels"], "<f8")
-            if "pixels" in content
-            else np.frombuffer(content["hundredths"], "<i4")
-        )
-        height, width = content["mask_size"]
         objects = _arrays(content, _OBJECT_ARRAYS)
         objects["boxes"] = objects["boxes"].reshape(-1, 4)
         return ImageRecord(
@@ -60,15 +57,27 @@ def decode_record(data: bytes, folder: FilePath) -> ImageRecord:
             height=content["height"],
             **_arrays(content, _IMAGE_ARRAYS),
             objects=Objects(
-                **objects,
-                segmentations=Segmentations(
-                    Packed(coordinates=coordinates, **_arrays(content, _MASK_ARRAYS), height=height, width=width)
-                ),
+                **objects, segmentations=_decode_masks(content) if masks and "mask_size" in content else None
             ),
             encoded=content["image"],
         )
     except (KeyError, TypeError, ValueError, msgpack.UnpackException) as error:
         raise RecordError(f"it holds no image of this format ({type(error).__name__}: {error})") from error
+
+
+def _encode_masks(packed: Packed) -> dict[str, object]:
+    content = _as_bytes(packed, _MASK_ARRAYS) | {"mask_size": [packed.height, packed.width]}
+    exact = packed.coordinates.dtype == np.float64
+    content["pixels" if exact else "hundredths"] = packed.coordinates.astype("<f8" if exact else "<i4").tobytes()
+    return content
+
+
+def _decode_masks(content: dict) -> Segmentations:
+    coordinates = (
+        np.frombuffer(content["pixels"], "<f8") if "pixels" in content else np.frombuffer(content["hundredths"], "<i4")
+    )
+    height, width = content["mask_size"]
+    return Segmentations(Packed(coordinates=coordinates, **_arrays(content, _MASK_ARRAYS), height=height, width=width))
 
 
 def _as_bytes(source: ImageRecord | Objects | Packed, types: dict[str, str]) -> dict[str, bytes]:

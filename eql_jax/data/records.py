@@ -43,14 +43,17 @@ class Category(NamedTuple):
 
 
 class ObjectRecord(NamedTuple):
-    """One object. `ignore`: a crowd or ignore region, no positive, and what lies in it is no negative."""
+    """One object. `ignore`: a crowd or ignore region, no positive, and what lies in it is no negative.
+
+    `segmentation` is None where masks were not read.
+    """
 
     id: int
     box: np.ndarray
     class_index: int
     ignore: bool
     area: float
-    segmentation: Segmentation
+    segmentation: Segmentation | None
 
 
 class Objects(NamedTuple):
@@ -62,7 +65,8 @@ class Objects(NamedTuple):
       classes: int32 [G] in 0..K-1.
       ignore: bool [G].
       areas: float32 [G] the file's area (that of the polygons, in LVIS), pixels.
-      segmentations: G masks, each a tuple of polygons float64 [P, 2] or `RunLengths`.
+      segmentations: G masks, each a tuple of polygons float64 [P, 2] or `RunLengths`; None: masks were not read, or the
+        data set has none.
     """
 
     ids: np.ndarray
@@ -70,12 +74,12 @@ class Objects(NamedTuple):
     classes: np.ndarray
     ignore: np.ndarray
     areas: np.ndarray
-    segmentations: Segmentations
+    segmentations: Segmentations | None
 
     @property
     def size(self) -> int:
         """G."""
-        return len(self.segmentations)
+        return len(self.ids)
 
     def record(self, i: int) -> ObjectRecord:
         """Returns object i."""
@@ -85,7 +89,7 @@ class Objects(NamedTuple):
             class_index=int(self.classes[i]),
             ignore=bool(self.ignore[i]),
             area=float(self.areas[i]),
-            segmentation=self.segmentations[i],
+            segmentation=None if self.segmentations is None else self.segmentations[i],
         )
 
     def records(self) -> Iterator[ObjectRecord]:
@@ -301,14 +305,15 @@ def present_classes(classes: np.ndarray, offsets: np.ndarray, num_classes: int) 
 
 
 def pack_objects(objects: Sequence[ObjectRecord]) -> Objects:
-    """Returns the objects as arrays."""
+    """Returns the objects as arrays; all of them have a mask, or none has."""
+    segmentations = [o.segmentation for o in objects if o.segmentation is not None]
     return Objects(
         ids=np.array([o.id for o in objects], np.int64),
         boxes=np.array([o.box for o in objects], np.float32).reshape(-1, 4),
         classes=np.array([o.class_index for o in objects], np.int32),
         ignore=np.array([o.ignore for o in objects], bool),
         areas=np.array([o.area for o in objects], np.float32),
-        segmentations=Segmentations.pack([o.segmentation for o in objects]),
+        segmentations=Segmentations.pack(segmentations) if segmentations or not objects else None,
     )
 
 

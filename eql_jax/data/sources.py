@@ -19,7 +19,7 @@ def needs_images(where: str | os.PathLike) -> bool:
 
 
 def open_annotations(
-    where: str | os.PathLike, images: str | os.PathLike | None = None, *, strict: bool = False
+    where: str | os.PathLike, images: str | os.PathLike | None = None, *, strict: bool = False, masks: bool = True
 ) -> Annotations:
     """Opens a data set. All kinds give the same records and so the same batches, TFDS but for its masks.
 
@@ -29,6 +29,7 @@ def open_annotations(
       images: the folder of the images of a JSON; TFDS's data folder, None or '' for its default; not used by prepared
         records, which hold the images.
       strict: the first faulty record raises, else faulty records are left out and counted in `report`.
+      masks: False: masks are neither asked for nor read, see `load_annotations`.
 
     Raises:
       FileNotFoundError: something is not there.
@@ -37,10 +38,10 @@ def open_annotations(
     """
     text = os.fspath(where)
     if text.startswith(PREFIX):
-        return load_tfds(text, images or None, strict=strict)
+        return load_tfds(text, images or None, strict=strict, masks=masks)
     path = as_path(where)
     if is_prepared(path):
-        return load_prepared(path, strict=strict)
+        return load_prepared(path, strict=strict, masks=masks)
     if path.is_dir():
         raise AnnotationError(
             f"{path} is a folder without prepared records: give the annotation JSON, or prepare it with "
@@ -48,4 +49,4 @@ def open_annotations(
         )
     if not images:
         raise AnnotationError(f"{path} is an annotation file, and the folder of its images is not given")
-    return load_annotations(path, images, strict=strict)
+    return load_annotations(path, images, strict=strict, masks=masks)

@@ -56,13 +56,16 @@ PREFIX = "tfds:"
 _VERSION = 2  # of the stored index
 
 
-def load_tfds(where: str, data_dir: str | os.PathLike | None = None, *, strict: bool = False) -> Annotations:
+def load_tfds(
+    where: str, data_dir: str | os.PathLike | None = None, *, strict: bool = False, masks: bool = True
+) -> Annotations:
     """Opens a split of TFDS `lvis`. The first time, all of it is read once, for an index that is kept beside it.
 
     Args:
       where: 'tfds:lvis/train', or another split, or 'tfds:lvis:1.4.0/train'.
       data_dir: TFDS's folder, None for its default (~/tensorflow_datasets or TFDS_DATA_DIR).
       strict: an image that is stored twice raises, else the first is kept and the others are counted in `report`.
+      masks: False: masks are not read.
 
     Returns:
       `Annotations`. Classes 0..1202 are categories 1..1203. Masks are `RunLengths`.
@@ -80,7 +83,7 @@ def load_tfds(where: str, data_dir: str | os.PathLike | None = None, *, strict: 
     index, places = _read_index(folder / f"eql_jax-{split}.npz", paths, where)
     report = FaultReport(strict=strict)
     index, places = _leave_out_twice(index, places, paths, report)
-    images = TfdsImages(paths, index, places)
+    images = TfdsImages(paths, index, places, masks=masks)
     categories = _categories(names, index)
     return Annotations(
         categories=categories,
@@ -95,9 +98,10 @@ def load_tfds(where: str, data_dir: str | os.PathLike | None = None, *, strict: 
 class TfdsImages(LazyImages):
     """The records of a split, each read and its masks decoded when it is asked for. Safe from any thread."""
 
-    def __init__(self, paths: Sequence[FilePath], index: ImageIndex, places: RecordPlaces):
+    def __init__(self, paths: Sequence[FilePath], index: ImageIndex, places: RecordPlaces, *, masks: bool = True):
         self._paths = paths
         self._places = places
+        self._masks = masks
         self.image_index = index
 
     def read(self, i: int) -> ImageRecord:
@@ -105,7 +109,7 @@ class TfdsImages(LazyImages):
         size = int(self.image_index.widths[i]), int(self.image_index.heights[i])
         try:
             data = read_record(path, self._places.span(i))
-            return _to_record(_parse(data), path, *size)
+            return _to_record(_parse(data), path, *size, masks=self._masks)
         except (RecordError, KeyError, ValueError) as error:
             message = f"the record at byte {self._places.offset[i]} of this file cannot be read: {error}"
             raise ImageError("unreadable image", message, file=path) from error
@@ -255,16 +259,18 @@ def _parse(data: bytes) -> Callable[[str, str], Any]:
     return lambda name, kind: getattr(features[name], kind).value if name in features else ()
 
 
-def _to_record(values: Callable[[str, str], Any], path: FilePath, width: int, height: int) -> ImageRecord:
+def _to_record(
+    values: Callable[[str, str], Any], path: FilePath, width: int, height: int, *, masks: bool
+) -> ImageRecord:
     identity = values("image/id", "int64_list")[0]
     ids, labels, areas = (values(f"objects/{key}", "int64_list") for key in ("id", "label", "area"))
     shares = np.array(values("objects/bbox", "float_list"), np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
     sides = np.array([width, height, width, height], np.float64)
     boxes = np.clip(np.round(shares * sides, 2), 0, sides).astype(np.float32)
-    masks = values("objects/segmentation", "bytes_list")
+    pictures = values("objects/segmentation", "bytes_list") if masks else ()
+    segmentations = [_run_lengths(png) for png in pictures] if masks else [None] * len(ids)
     objects = [
-        ObjectRecord(ids[i], boxes[i], labels[i], False, float(areas[i]), _run_lengths(masks[i]))
-        for i in range(len(ids))
+        ObjectRecord(ids[i], boxes[i], labels[i], False, float(areas[i]), segmentations[i]) for i in range(len(ids))
     ]
     lists = (
         np.array(values(key, "int64_list"), np.int32) for key in ("neg_category_ids", "not_exhaustive_category_ids")

@@ -41,9 +41,10 @@ def to_lvis(categories: Sequence[Category], images: Sequence[ImageRecord]) -> di
                     "bbox": [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)],
                     "area": thing.area,
                     "iscrowd": int(thing.ignore),
-                    "segmentation": _to_json(thing.segmentation, mask_api),
                 }
             )
+            if thing.segmentation is not None:
+                annotations[-1]["segmentation"] = _to_json(thing.segmentation, mask_api)
     return {"images": image_records, "annotations": annotations, "categories": [c._asdict() for c in categories]}
 
 

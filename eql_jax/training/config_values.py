@@ -113,7 +113,7 @@ RANGES = {
     "eval.batch_size": (1, None),
     "eval.max_images": (0, None),
     "eval.max_detections": (1, None),
-    "eval.image_count_groups": (0, None),
+    "eval.image_count_groups": (0, 20),
     "eval.tta.shorter_sides": (1, None),
     "eval.tta.longest_side": (1, None),
     "eval.pictures": (0, None),
@@ -232,6 +232,11 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
             f"than eval.max_detections {config.eval.max_detections}, 1000 say, because AP-fixed and AP-pool have no "
             "limit per image"
         )
+    if not m.with_mask:
+        if d.copy_paste.probability:
+            yield f"data.copy_paste.probability is {d.copy_paste.probability}; pasting asks for model.with_mask True"
+        if config.eval.boundary:
+            yield "eval.boundary is True; boundary AP asks for model.with_mask True"
     for name, weight in t.loss_weights.items():
         if not weight >= 0:
             yield f"train.loss_weights.{name} is {weight}; expected at least 0"

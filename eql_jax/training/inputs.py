@@ -88,7 +88,7 @@ def _load(config: ConfigDict, paths: Mapping[str, str], split: str) -> Annotatio
         )
     if not images and needs_images(where):
         raise ConfigError(f"config.data.{split}_images is empty; expected the folder of the images of {where}")
-    annotations = open_annotations(where, images, strict=config.data.strict)
+    annotations = open_annotations(where, images, strict=config.data.strict, masks=config.model.with_mask)
     summary = annotations.report.summary()
     LOG.info("%s: %d images, %d classes", annotations.raw, len(annotations.images), annotations.num_classes)
     if summary:

@@ -11,7 +11,8 @@ from eql_jax.data.records import ImageRecord
 
 
 def record_objects(record: ImageRecord, class_ids: np.ndarray) -> list[dict[str, Any]]:
-    """The objects of an image in LVIS form (category_id, bbox xywh, segmentation), without crowd and ignore regions.
+    """The objects of an image in LVIS form (category_id, bbox xywh, segmentation, None where there are no
+    masks), without crowd and ignore regions.
 
     Args:
       record: an image of `Annotations.images`.
@@ -25,6 +26,8 @@ def record_objects(record: ImageRecord, class_ids: np.ndarray) -> list[dict[str,
         shape = thing.segmentation
         if isinstance(shape, RunLengths):
             segmentation: Any = {"size": [shape.height, shape.width], "counts": shape.counts.tolist()}
+        elif shape is None:
+            segmentation = None
         else:
             segmentation = [polygon.ravel().tolist() for polygon in shape]
         category_id = int(class_ids[thing.class_index])

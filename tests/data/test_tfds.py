@@ -277,3 +277,14 @@ def test_damage_and_mistakes(written, tmp_path):
     with pytest.raises(FileNotFoundError, match="lacks"):
         load_tfds("tfds:lvis/train", data_dir)
     (tmp_path / "away").rename(shard)
+
+
+def test_without_masks(written):
+    """Boxes, classes and areas are the same; no mask is decoded, and annotations made of them have none."""
+    _, _, data_dir = written
+    stored, bare = load_tfds("tfds:lvis/train", data_dir), load_tfds("tfds:lvis/train", data_dir, masks=False)
+    for mine, theirs in zip(bare.images, stored.images, strict=True):
+        for ours, other in zip(mine.objects[:-1], theirs.objects[:-1], strict=True):
+            np.testing.assert_array_equal(ours, other)
+        assert mine.objects.segmentations is None or not mine.objects.size
+    assert all("segmentation" not in annotation for annotation in bare.dataset()["annotations"])
