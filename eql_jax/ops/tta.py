@@ -17,12 +17,10 @@ from eql_jax.ops.nms import nms
 MIN_SCORE = 1e-8  # of merged boxes, strictly above, whatever threshold the views had
 
 
-def mirror_images(images: Array, image_size: Array) -> Array:
-    """Images [B, H, W, C] mirrored left to right within their own widths; the padding stays right of them."""
-    width = image_size[:, 1:]
-    column = jnp.arange(images.shape[2])[None]
-    source = jnp.where(column < width, width - 1 - column, column)
-    return jnp.take_along_axis(images, source[:, None, :, None], axis=2)
+def mirror_image(image: Array, image_size: Array) -> Array:
+    """An image [H, W, C] mirrored left to right within its own width; the padding stays right of it."""
+    column, width = jnp.arange(image.shape[1]), image_size[1]
+    return image[:, jnp.where(column < width, width - 1 - column, column)]
 
 
 def mirror_boxes(boxes: Array, image_size: Array) -> Array:
