@@ -161,7 +161,7 @@ def drawn_in_epochs(sampler, epochs):
         stream = np.concatenate([plan.indices for plan in plans if plan.bucket == bucket])
         start = 0
         for epoch in range(epochs):
-            size = sampler._streams[bucket].order(epoch).size
+            size = sampler.streams[0].streams[bucket].order(epoch).size
             found[epoch] += np.bincount(stream[start : start + size], minlength=IMAGES)
             start += size
     return found

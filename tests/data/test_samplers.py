@@ -94,7 +94,7 @@ def test_repeats():
     counts = np.bincount(images, minlength=4)
     assert np.abs(counts[[0, 2]] - 2000).max() <= 1 and abs(counts[3] - 6000) <= 3
     assert abs(counts[1] - 4500) <= 3  # the only one rounded takes what makes the epochs' lengths
-    starts = [sampler._streams[0].start(epoch) for epoch in range(2000)]
+    starts = [sampler.streams[0].streams[0].start(epoch) for epoch in range(2000)]
     assert set(np.diff(starts)) == {7, 8}
     for start, end in zip(starts[:-1], starts[1:], strict=True):
         per_image = np.bincount(images[start:end], minlength=4)
@@ -232,7 +232,7 @@ def test_memory_is_constant(kind):
                 sampler.batch(step)
         held[name] = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert len(sampler._orders) <= 6 and len(sampler._schedule._blocks) <= 8
+        assert len(sampler.streams[0]._orders) <= 6 and len(sampler._schedule._blocks) <= 8
     # Two orders a bucket, in bytes: 2 * 8 * 20,000 * 1.5; the blocks of the schedule: 60 kB each.
     assert max(now for now, _ in held.values()) < 1_100_000
     assert max(peak for _, peak in held.values()) < 2_200_000
@@ -263,17 +263,17 @@ def test_progress(kind):
                 if kind == "class_aware":
                     assert (epoch, entry) == (0, 16 * batches)
                 else:
-                    sizes = [sampler._streams[bucket].order(e).size for e in range(epoch)]
+                    sizes = [sampler.streams[0].streams[bucket].order(e).size for e in range(epoch)]
                     assert sum(sizes) + entry == 16 * batches
-                    assert entry < sampler._streams[bucket].order(epoch).size
+                    assert entry < sampler.streams[0].streams[bucket].order(epoch).size
         given[sampler.batch(step).bucket] += 1
     assert sampler.epoch(0) == 0
     assert sampler.epoch(100) == pytest.approx(1600 / sampler.epoch_size)
     assert sum(of_bucket.batches for of_bucket in sampler.progress(10**12).values()) == 10**12
     if kind != "class_aware":  # each bucket is in the epoch that all of them are in, to a few batches
         for bucket, progress in sampler.progress(10**12).items():
-            fraction = progress.epoch + progress.entry / sampler._streams[bucket].epoch_size
-            assert abs(fraction - sampler.epoch(10**12)) < 32 * 16 / sampler._streams[bucket].epoch_size + 1e-4
+            fraction = progress.epoch + progress.entry / sampler.streams[0].streams[bucket].epoch_size
+            assert abs(fraction - sampler.epoch(10**12)) < 32 * 16 / sampler.streams[0].streams[bucket].epoch_size + 1e-4
 
 
 def test_image_rates_by_hand():
