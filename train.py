@@ -38,6 +38,7 @@ from eql_jax.training.optimizer import make_optimizer, summarize
 from eql_jax.training.state import create_state
 from eql_jax.training.tail import make_tail
 from eql_jax.training.train_step import make_train_step
+from eql_jax.training.tta import make_test_detector
 from eql_jax.training.warm_start import init_from
 
 LOG = logging.getLogger("eql_jax.train")
@@ -146,21 +147,26 @@ def run_evaluation_mode(options: argparse.Namespace, overrides: Sequence[str]) -
 
     # ------------------------------------------------------------------------------------------------ evaluation
     model = build_model(config, len(found.classes))
-    out = options.out or options.workdir / f"evaluation_{val.raw.stem}"
+    suffix = "_tta" if config.eval.tta.shorter_sides else ""
+    out = options.out or options.workdir / f"evaluation_{val.raw.stem}{suffix}"
     check_writable(out)
     LOG.info("step %d of %s on %s", found.step, options.workdir, val.raw)
+    host, num_hosts = jax.process_index(), jax.process_count()
+    batches = make_eval_batches(val, config, host=host, num_hosts=num_hosts, augmented=True)
+    if batches.description:
+        LOG.info("%s", batches.description)
     run_evaluation(
-        make_detector(model, config, mesh_lib.local_mesh()),
+        make_test_detector(model, config, mesh_lib.local_mesh()),
         mesh_lib.to_local_devices(found.variables),
-        make_eval_batches(val, config, host=jax.process_index(), num_hosts=jax.process_count()),
+        batches,
         val,
         config,
         out,
         statistics=found.classes.statistics,
         class_ids=found.classes.ids,
         step=found.step,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
+        host=host,
+        num_hosts=num_hosts,
     )
     LOG.info("results are in %s", out)
 
@@ -181,7 +187,11 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--mode", choices=("train", "eval"), default="train")
     parser.add_argument("--checkpoint", help="for --mode=eval: best (default), latest or a step")
-    parser.add_argument("--out", type=Path, help="for --mode=eval; default: WORKDIR/evaluation_NAME of the annotations")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="for --mode=eval; default: WORKDIR/evaluation_NAME of the annotations, _tta behind it with eval.tta",
+    )
     parser.add_argument("--distributed", action="store_true", help="several hosts: calls jax.distributed.initialize()")
     options, overrides = parser.parse_known_args()
     if options.mode == "train" and (options.checkpoint or options.out):

@@ -227,7 +227,8 @@ def get_config() -> ConfigDict:
     # paper has 5 on Open Images. 0: off
     e.image_count_groups = 0
     # Test-time augmentation as in detectron2's GeneralizedRCNNWithTTA: the image at each of these shorter sides; the
-    # paper's challenge entry has (600, 800, 1000, 1200, 1400). (): off
+    # paper's challenge entry has (600, 800, 1000, 1200, 1400). (): off. For --mode=eval and prediction; evaluations
+    # during training are without it. See docs/test_time.md
     e.tta = ConfigDict()
     e.tta.shorter_sides = ()
     e.tta.longest_side = 4000
@@ -235,6 +236,6 @@ def get_config() -> ConfigDict:
     e.tta.masks = True  # average the masks of all views; False: from the plain image of data.eval_shorter_side alone
     e.pictures = 16  # validation pictures drawn with their detections into workdir/pictures at the end; 0: none
     c.log = ConfigDict(dict(every=20, tensorboard=True, progress=True))
-    c.checkpoint = ConfigDict(dict(every=2000, keep=2, keep_best=1))  # best by mask AP
+    c.checkpoint = ConfigDict(dict(every=2000, keep=2, keep_best=1))  # best by mask AP; by box AP without masks
     c.debug = ConfigDict(dict(nan_checks=True))  # stop on a loss that is not finite, naming step, images and terms
     return c

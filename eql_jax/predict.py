@@ -2,9 +2,11 @@
 
     python -m eql_jax.predict --workdir=runs/NAME --images 'photos/*.jpg' --out predictions
     python -m eql_jax.predict --workdir=runs/NAME --image_info lvis_v1_image_info_test_dev.json --images COCO --out test
+    python -m eql_jax.predict ... --tta 600 800 1000 1200 1400
 
 The first form takes any pictures, and numbers them 1, 2, ... in order of name. The second takes the images that an LVIS
 or COCO JSON lists, annotated or not, from the folder --images, and writes the file that the evaluation server wants.
+With --tta every image is looked at in several sizes (test-time augmentation, docs/test_time.md).
 
 Into --out go results.json (LVIS results; all detections above the config's model.test.score_threshold), images.json
 (which image id is which file, and the categories) and pictures/. An image that cannot be read is reported and skipped.
@@ -56,9 +58,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--max_pictures", type=int, default=100, help="draw the first so many, 0 for none (%(default)s)"
     )
     parser.add_argument("--batch_size", type=int, default=1, help="images of a batch (%(default)s)")
+    parser.add_argument(
+        "--tta",
+        type=int,
+        nargs="*",
+        metavar="SIDE",
+        help="test-time augmentation at these shorter sides, in place of the config's eval.tta.shorter_sides (the "
+        "others of eval.tta stay); without a number: off",
+    )
     options = parser.parse_args(arguments)
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}, expected 1 or more")
+    if any(side < 1 for side in options.tta or ()):
+        parser.error(f"--tta has {min(options.tta)}, expected shorter sides of 1 pixel or more")
     if options.max_pictures < 0:
         parser.error(f"--max_pictures is {options.max_pictures}, expected 0 or more")
     if options.image_info and len(options.images) != 1:
@@ -98,7 +110,7 @@ def records_of_image_info(path: str, images_dir: str, classes: Mapping[int, str]
       AnnotationError: the file cannot be used, or its categories are not those of the model, so that results would be
         wrong.
     """
-    annotations = load_annotations(path, images_dir, require_annotations=False)
+    annotations = load_annotations(path, images_dir, require_annotations=False, masks=False)
     if annotations.report.total:
         print(annotations.report.summary(), file=sys.stderr)
     # By name too: the ids of LVIS v1 are all among those of v0.5, for other classes.
@@ -146,21 +158,26 @@ def predict(options: argparse.Namespace) -> int:
     """Runs the prediction; returns the number of images it was done on."""
     from eql_jax.models import build_model  # flax takes seconds: after the command line has been looked at
     from eql_jax.training.checkpoints import load_for_inference
-    from eql_jax.training.eval_step import make_detector
+    from eql_jax.training.tta import make_test_detector
 
     loaded = load_for_inference(options.workdir, checkpoint=options.checkpoint)
     classes, config = loaded.classes, loaded.config
+    if options.tta is not None:
+        with config.unlocked():
+            config.eval.tta.shorter_sides = tuple(options.tta)
     if options.image_info:
         images: Sequence = records_of_image_info(
             options.image_info, options.images[0], dict(zip(classes.ids, classes.names, strict=True))
         )
     else:
         images = find_images(options.images)
-    batches = make_prediction_batches(images, config, batch_size=options.batch_size)
+    batches = make_prediction_batches(images, config, batch_size=options.batch_size, augmented=True)
     reported = _print_skipped(batches, 0)
     labels = class_labels(classes.ids, classes.names, classes.letters)
-    detector = make_detector(build_model(config, len(classes)), config)
+    detector = make_test_detector(build_model(config, len(classes)), config)
     print(f"{len(batches.records)} images, {len(classes)} classes, checkpoint of step {loaded.step}")
+    if batches.description:
+        print(batches.description)
 
     options.out.mkdir(parents=True, exist_ok=True)
     if options.max_pictures:

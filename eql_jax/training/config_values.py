@@ -220,6 +220,8 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
         len(b) != 2 or any(not isinstance(s, int) or s < 1 or s % 32 for s in b) for b in d.buckets
     ):
         yield f"data.buckets is {d.buckets}; expected (height, width) pairs of multiples of 32"
+    if any(not isinstance(side, int) for side in config.eval.tta.shorter_sides):
+        yield f"eval.tta.shorter_sides is {config.eval.tta.shorter_sides}; expected whole numbers of pixels"
     for axis in ("data", "model"):
         if config.mesh[axis] == 0:
             yield f"mesh.{axis} is 0; expected a number of devices, or -1 for all that are left"

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from eql_jax.models import MaskRCNN
 from eql_jax.models.per_image import map_images
 from eql_jax.ops import tta
-from eql_jax.training.eval_step import Detector
+from eql_jax.training.eval_step import Detector, make_detector
 
 
 class ViewBoxes(NamedTuple):
@@ -44,6 +44,12 @@ class _View(NamedTuple):
     image: jax.Array
     size: jax.Array
     mirrored: jax.Array
+
+
+def make_test_detector(model: MaskRCNN, config: ConfigDict, mesh: Mesh | None = None) -> Detector:
+    """What --mode=eval and prediction run: `make_tta_detector` where eval.tta.shorter_sides has any, else
+    `make_detector`. Batches must be made with `augmented=True`."""
+    return (make_tta_detector if config.eval.tta.shorter_sides else make_detector)(model, config, mesh)
 
 
 def make_tta_detector(model: MaskRCNN, config: ConfigDict, mesh: Mesh | None = None) -> Detector:

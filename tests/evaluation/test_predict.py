@@ -9,7 +9,7 @@ from PIL import Image
 from configs.base import get_config
 from eql_jax import predict
 from eql_jax.evaluation import load_results
-from eql_jax.training import checkpoints, eval_step
+from eql_jax.training import checkpoints, tta
 from eql_jax.training.compatibility import Classes
 
 
@@ -33,7 +33,7 @@ def model(monkeypatch):
         config.data.workers = 2
     loaded = checkpoints.InferenceModel(config, Classes((3, 8), ("apple", "pear"), ("r", "f")), {}, {}, 12)
     monkeypatch.setattr(checkpoints, "load_for_inference", lambda path, checkpoint="best": loaded)
-    monkeypatch.setattr(eval_step, "make_detector", lambda model, config: detector)
+    monkeypatch.setattr(tta, "make_test_detector", lambda model, config: detector)
 
 
 @pytest.fixture
