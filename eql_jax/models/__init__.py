@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from eql_jax.models.backbones import frozen_prefixes
 from eql_jax.models.mask_rcnn import Detections, MaskRCNN
-from eql_jax.models.resnet import frozen_prefixes
 
 __all__ = ["Detections", "MaskRCNN", "build_model", "init_model", "trainable_mask"]
 
@@ -28,7 +28,7 @@ def init_model(model: MaskRCNN, key: jax.Array) -> Mapping:
 
 def trainable_mask(params: Mapping, config: ConfigDict) -> Mapping:
     """A tree like `params` of bools: False for the backbone's frozen stages (config.model.backbone.freeze_at)."""
-    frozen = frozen_prefixes(config.model.backbone.freeze_at)
+    frozen = frozen_prefixes(config.model)
 
     def trainable(path, _) -> bool:
         names = [p.key for p in path]

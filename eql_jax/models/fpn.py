@@ -34,6 +34,11 @@ class FPN(nn.Module):
             conv = Conv(self.channels, 1, 1, self.norm, xavier_uniform, self.dtype, name=f"lateral{level}")
             x = conv(stages[level - 2], train=train)
             if top is not None:
+                if x.shape[1:3] != (2 * top.shape[1], 2 * top.shape[2]):
+                    raise ValueError(
+                        f"FPN: res{level} is {x.shape[1]}x{x.shape[2]} and res{level + 1} {top.shape[1]}x{top.shape[2]}, "
+                        "expected half of it; pad images to multiples of 32"
+                    )
                 x = x + upsample_nearest_2x(top)
             top = x
             conv = Conv(self.channels, 3, 1, self.norm, xavier_uniform, self.dtype, name=f"output{level}")

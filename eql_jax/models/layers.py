@@ -1,4 +1,4 @@
-"""Convolution with its normalisation, and the initialisers that detectron2 uses.
+"""Convolution with its normalisation, plain and deformable, and the initialisers that detectron2 uses.
 
 Shapes: B images, H W feature map, C channels; NHWC throughout.
 """
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from eql_jax.ops.conv import conv2d
+from eql_jax.ops.deform_conv import deform_conv2d
 
 Initializer = Callable[..., jax.Array]
 
@@ -47,6 +48,23 @@ class FrozenBatchNorm(nn.Module):
         return x * scale.astype(x.dtype) + (bias - mean * scale).astype(x.dtype)
 
 
+def _normalize(module: nn.Module, x: jax.Array, norm: str, dtype: jnp.dtype, train: bool) -> jax.Array:
+    """`norm` of x [B,H,W,C] as the child 'norm' of `module`, or the module's own bias where there is none."""
+    features = x.shape[-1]
+    if norm == "none":
+        bias = module.param("bias", nn.initializers.zeros, (features,), jnp.float32)
+        return x + bias.astype(dtype)
+    if norm == "frozen_batch_norm":
+        return FrozenBatchNorm(name="norm")(x)
+    if norm == "batch_norm":
+        batch_norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name="norm")
+        return batch_norm(x)
+    groups = 32
+    while features % groups:  # narrow layers: the largest power of two that divides the channels
+        groups //= 2
+    return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=dtype, name="norm")(x)
+
+
 class Conv(nn.Module):
     """Convolution [B,H,W,C] -> [B,H',W',features] with PyTorch's symmetric padding, then `norm`.
 
@@ -58,8 +76,9 @@ class Conv(nn.Module):
       strides: stride of both axes.
       norm: one of NORMS. 'batch_norm' takes its statistics over the global batch: under jit over a sharded batch
         the means are global by construction.
-      kernel_init: initialiser of the kernel [k, k, C, features].
+      kernel_init: initialiser of the kernel [k, k, C / groups, features].
       dtype: compute type.
+      groups: groups of channels that do not mix; divides C and `features`.
     """
 
     features: int
@@ -68,24 +87,56 @@ class Conv(nn.Module):
     norm: str = "none"
     kernel_init: Initializer = kaiming_normal
     dtype: jnp.dtype = jnp.float32
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         check_norm(self.norm)
         k = self.kernel_size
-        kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), jnp.float32)
-        x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides, padding=(k - 1) // 2)
-        if self.norm == "none":
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            return x + bias.astype(self.dtype)
-        if self.norm == "frozen_batch_norm":
-            return FrozenBatchNorm(name="norm")(x)
-        if self.norm == "batch_norm":
-            norm = nn.BatchNorm(
-                use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm"
-            )
-            return norm(x)
-        groups = 32
-        while self.features % groups:  # narrow layers: the largest power of two that divides the channels
-            groups //= 2
-        return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x = conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=self.strides,
+            padding=(k - 1) // 2,
+            groups=self.groups,
+        )
+        return _normalize(self, x, self.norm, self.dtype, train)
+
+
+class DeformConv(nn.Module):
+    """Deformable convolution (see ops.deform_conv) with the parameters of a `Conv`, then `norm`.
+
+    The offsets come from outside, so that a block's `conv2` has the same parameters deformable or not.
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    norm: str = "none"
+    kernel_init: Initializer = kaiming_normal
+    dtype: jnp.dtype = jnp.float32
+    groups: int = 1
+    deform_groups: int = 1
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, offsets: jax.Array, modulation: jax.Array | None, *, train: bool = False
+    ) -> jax.Array:
+        """x [B,H,W,C], offsets [B,H',W',2*k*k*deform_groups], modulation [B,H',W',k*k*deform_groups] or None."""
+        check_norm(self.norm)
+        k = self.kernel_size
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x = deform_conv2d(
+            x.astype(self.dtype),
+            offsets,
+            kernel.astype(self.dtype),
+            modulation=modulation,
+            strides=self.strides,
+            padding=(k - 1) // 2,
+            groups=self.groups,
+            deform_groups=self.deform_groups,
+        )
+        return _normalize(self, x, self.norm, self.dtype, train)

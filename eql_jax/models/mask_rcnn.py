@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from eql_jax import losses
+from eql_jax.models.backbones import make_backbone
 from eql_jax.models.box_head import BoxHead
 from eql_jax.models.fpn import FPN
 from eql_jax.models.mask_head import MaskHead
 from eql_jax.models.per_image import map_images
-from eql_jax.models.resnet import ResNet
 from eql_jax.models.rpn import RPNHead, RPNOutput
 from eql_jax.models.targets import GroundTruth, RoITargets, RPNTargets, roi_targets, rpn_targets
 from eql_jax.ops.anchors import pyramid_anchors
@@ -60,8 +60,7 @@ class MaskRCNN(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        b = c.backbone
-        self.backbone = ResNet(b.depth, b.width, b.stem_width, b.norm, b.freeze_at, b.stride_in_1x1, dtype)
+        self.backbone = make_backbone(c, dtype)
         self.fpn = FPN(c.fpn.channels, c.fpn.norm, c.fpn.min_level, dtype)
         self.rpn_head = RPNHead(c.fpn.channels, len(c.rpn.aspect_ratios), dtype)
         h = c.box_head

@@ -105,27 +105,29 @@ def conv_transpose_2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return taps.reshape(batch, 2 * height, 2 * width, cout)
 
 
-def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2, padding: int = 1) -> jax.Array:
+def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2, padding: int | tuple[int, int] = 1) -> jax.Array:
     """Max pooling, padded with minus infinity on every side, as torch.nn.MaxPool2d.
 
     Args:
       x: [B, H, W, C], floating.
       window: side of the square window.
       strides: step in both directions.
-      padding: border in pixels, at most window // 2 so that no window lies in the border alone.
+      padding: border in pixels, at most window // 2 so that no window lies in the border alone; or (top and left,
+        bottom and right).
 
     Returns:
-      [B, H', W', C] with H' = (H + 2 padding - window) // strides + 1.
+      [B, H', W', C] with H' = (H + padding of both sides - window) // strides + 1.
 
     Raises:
       ValueError: if the padding is too large.
     """
-    if not 0 <= padding <= window // 2:
+    before, after = (padding, padding) if isinstance(padding, int) else padding
+    if not (0 <= before <= window // 2 and 0 <= after <= window // 2):
         raise ValueError(f"max_pool: padding {padding} with window {window}, expected 0 <= padding <= window // 2.")
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    pads = ((0, 0), (before, after), (before, after), (0, 0))
     if not _use_cpu():
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, strides, strides, 1), pads)
-    height, width = ((n + 2 * padding - window) // strides + 1 for n in x.shape[1:3])
+    height, width = ((n + before + after - window) // strides + 1 for n in x.shape[1:3])
     x = jnp.pad(x, pads, constant_values=-jnp.inf)
     largest = None
     for i in range(window):
