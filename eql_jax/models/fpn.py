@@ -36,8 +36,8 @@ class FPN(nn.Module):
             if top is not None:
                 if x.shape[1:3] != (2 * top.shape[1], 2 * top.shape[2]):
                     raise ValueError(
-                        f"FPN: res{level} is {x.shape[1]}x{x.shape[2]} and res{level + 1} {top.shape[1]}x{top.shape[2]}, "
-                        "expected half of it; pad images to multiples of 32"
+                        f"FPN: res{level} is {x.shape[1:3]} and res{level + 1} {top.shape[1:3]}, expected half of it; "
+                        "pad images to multiples of 32"
                     )
                 x = x + upsample_nearest_2x(top)
             top = x
