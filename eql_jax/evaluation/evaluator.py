@@ -8,6 +8,7 @@ Two backends give the same numbers, to the last digit of a curve: `fast`, on col
 * crowd regions, which only COCO has, follow COCO's rule: a detection that matches no object and lies in a crowd region
   of its class (intersection over its own area at least the IoU threshold) is neither right nor wrong;
 * AP50 is also reported for rare, common and frequent classes;
+* AP and AP50 of groups of classes by number of training images (`image_groups`), where they are asked for;
 * boundary AP (Cheng et al. 2021, https://arxiv.org/abs/2103.16562), by the fast backend in any case.
 
 AP-fixed (Dave et al. 2021, https://arxiv.org/abs/2102.01066) is the same code on other detections: the best N of each
@@ -41,6 +42,7 @@ from eql_jax.evaluation.accumulate import (
 from eql_jax.evaluation.columns import ResultTable
 from eql_jax.evaluation.fast import run_fast
 from eql_jax.evaluation.ground_truth import GroundTruth, prepare_ground_truth
+from eql_jax.evaluation.image_groups import ClassGroup, group_classes, group_metrics
 from eql_jax.evaluation.official import run_official
 from eql_jax.evaluation.selection import best_of_each, result_dicts, select
 
@@ -68,14 +70,15 @@ class EvaluationResult:
 
     Attributes:
       metrics: by IoU type ('bbox', 'segm', 'boundary'): AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP50r, AP50c,
-        AP50f, AR@n, ARs@n, ARm@n and ARl@n, with n the limit of detections per image (AR@-1: no limit). Shares of 1;
-        -1: no ground truth.
+        AP50f, AR@n, ARs@n, ARm@n and ARl@n, with n the limit of detections per image (AR@-1: no limit), and where there
+        are groups AP1 .. and AP50_1 .. of each. Shares of 1; -1: no ground truth.
       classes: one `ClassResult` per category, by ascending id.
       num_images, num_annotations, num_detections: what was evaluated (detections before the limits); where boxes and
         masks are, those of the boxes, which need no usable mask. So are `instances` of the classes.
       max_detections: the limit per image, -1 for none.
       detections_per_class: the limit per class of AP-fixed, None for none.
       notes: what was left out or looks wrong, one sentence each.
+      groups: of classes by number of training images, those with most first; empty where they were not asked for.
       pooled: the same metrics of AP-pool, by IoU type, those with a letter of the pool of these classes; empty where it
         was not asked for.
       curves: by IoU type, precision [T, R, K, A] and recall [T, K, A], float64, -1 without ground truth.
@@ -89,6 +92,7 @@ class EvaluationResult:
     max_detections: int
     detections_per_class: int | None
     notes: tuple[str, ...]
+    groups: tuple[ClassGroup, ...] = ()
     pooled: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     curves: dict[str, Curves] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
@@ -117,6 +121,8 @@ def evaluate(
     image_ids: Iterable[int] | None = None,
     letters: Mapping[int, str] | None = None,
     fallback_letters: Mapping[int, str] | None = None,
+    image_counts: Mapping[int, int] | None = None,
+    image_count_groups: int = 0,
     backend: str = "fast",
 ) -> EvaluationResult:
     """Evaluates results against LVIS v0.5, LVIS v1 or COCO annotations.
@@ -139,13 +145,16 @@ def evaluate(
       letters: frequency letters ('r', 'c', 'f') by category id, in place of the file's field `frequency`.
       fallback_letters: the same for categories without that field, all those of COCO. A class that gets no letter
         counts for the means over all classes only.
+      image_counts: training images of each class by category id; needed for groups only.
+      image_count_groups: report AP of this many groups of classes by number of training images; 0: of none.
       backend: 'fast', or 'official' for the `lvis` package; boundary and pooled numbers are the fast one's always.
 
     Raises:
       FileNotFoundError: there is no such annotation or results file.
       ValueError: the annotations cannot be used (see `read_annotation_json` and `prepare_ground_truth`), an IoU type is
         or the backend is unknown, a result lacks what it needs, is of an unknown image or has a damaged mask,
-        `max_detections` is below -1, or `detections_per_class` is below 1 or comes with a limit per image.
+        `max_detections` is below -1, `detections_per_class` is below 1 or comes with a limit per image, or there are
+        more groups than classes.
       ImportError: the `lvis` package is asked for and missing, or for boundaries OpenCV.
     """
     known = (*IOU_TYPES, BOUNDARY)
@@ -173,6 +182,9 @@ def evaluate(
         source=source,
     )
     del dataset
+    groups = ()
+    if image_count_groups:
+        groups = group_classes(list(prepared.letters), image_counts or {}, image_count_groups)
     table = _table(results)
     category_letters = list(prepared.letters.values())
     metrics: dict[str, dict[str, float]] = {}
@@ -202,6 +214,7 @@ def evaluate(
         if not official:
             curves[iou_type] = class_curves(outcomes)
             metrics[iou_type] = summarize(curves[iou_type], category_letters, max_detections)
+        metrics[iou_type] |= group_metrics(curves[iou_type], list(prepared.letters), groups)
         if pooled:
             pools[iou_type] = summarize_pools(pooled_curves(outcomes, category_letters), max_detections)
 
@@ -215,6 +228,7 @@ def evaluate(
         max_detections=max_detections,
         detections_per_class=detections_per_class,
         notes=tuple(notes),
+        groups=groups,
         pooled=pools,
         curves=curves,
     )

@@ -6,6 +6,7 @@ ones. Beyond that:
 * COCO files say nothing of which classes were looked for, because all were: every class counts as verified in every
   image. Crowd regions leave the ground truth and are handed over apart (`crowds`), because the LVIS rules know none.
 * Faulty records are left out and counted in `notes`: they would crash the official code or, worse, would not.
+* Where the file says which classes were looked for, those of a crowd region were, too.
 * Annotations are numbered anew from 1: the official code takes a match with id 0 for no match.
 """
 
@@ -251,12 +252,18 @@ def prepare_ground_truth(
         kept.append(annotation)
 
     all_classes = frozenset(categories)
+    # Not in the way of an object of the class: the list says what was looked for, and what is there is found.
+    of_crowds: dict[int, set[int]] = collections.defaultdict(set)
+    for image_id, category_id in crowds:
+        of_crowds[image_id].add(category_id)
     clean_images = [
         {
             "id": image_id,
             "height": int(image["height"]),
             "width": int(image["width"]),
-            "neg_category_ids": _id_set(image.get("neg_category_ids")) if federated else all_classes,
+            "neg_category_ids": _id_set(image.get("neg_category_ids")) | of_crowds[image_id]
+            if federated
+            else all_classes,
             "not_exhaustive_category_ids": _id_set(image.get("not_exhaustive_category_ids")),
         }
         for image_id, image in images.items()

@@ -3,8 +3,9 @@
 B images, D detections of an image, K classes, M side of a predicted mask.
 
 A result is {'image_id', 'category_id', 'score', 'bbox': [x, y, width, height], 'segmentation': {'size', 'counts'}}, in
-pixels of the image file: what the LVIS and COCO servers and tools take. The files of the hosts are LVIS result files in
-themselves, so a run that broke off after a host had finished has lost nothing of it.
+pixels of the image file: what the LVIS and COCO servers and tools take. Those of a model without masks have no
+'segmentation'. The files of the hosts are LVIS result files in themselves, so a run that broke off after a host had
+finished has lost nothing of it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def detections_to_results(
 
     Args:
       detections: boxes float32 [B, D, 4] in pixels of the resized image, scores [B, D] (0 is padding), classes int
-        [B, D] (-1 is padding), and, unless the model has none, masks float [B, D, M, M] (probabilities).
+        [B, D] (-1 is padding), and, unless the model has none, masks float [B, D, M, M] (probabilities); M is 0 where
+        it has none, and results have no segmentation then.
       batch: image_id int [B] (-1: a padding row, skipped), image_size and original_size int [B, 2] (height, width).
       class_ids: the category id of each of the K classes.
       max_detections: the best so many of every image are kept.
@@ -57,7 +59,7 @@ def detections_to_results(
       ValueError: a class index is not one of the K classes.
     """
     class_ids = np.asarray(class_ids)
-    with_masks = detections.get("masks") is not None
+    with_masks = detections.get("masks") is not None and np.shape(detections["masks"])[-1] > 0
     results: list[Result] = []
     for row, image_id in enumerate(np.asarray(batch["image_id"]).tolist()):
         if image_id < 0:

@@ -4,7 +4,8 @@ B images of a batch on this host, K classes. Into the output directory go
 
     results.host0000.json ...   what each host detected, LVIS format
     results.json                all of it
-    metrics.json, table.txt     AP and AR of boxes and masks; AP-fixed, AP-pool, boundary AP where the config asks
+    metrics.json, table.txt     AP and AR of boxes, and masks where the model has them; AP-fixed, AP-pool, boundary AP
+                                and AP of classes by number of images where the config asks
     classes.csv                 AP of every class beside its training frequency
     pictures/                   detections beside ground truth, some images
 
@@ -32,6 +33,7 @@ from eql_jax.data.images import ImageError, read_record_image
 from eql_jax.data.records import Annotations, ImageRecord, evenly_spaced
 from eql_jax.evaluation.columns import Result, ResultTable
 from eql_jax.evaluation.evaluator import AP_FIXED_DETECTIONS, BOUNDARY, IOU_TYPES, EvaluationResult, evaluate
+from eql_jax.evaluation.image_groups import group_metric_names
 from eql_jax.evaluation.results import ResultWriter, detections_to_results, host_file, merge_results
 from eql_jax.evaluation.tables import format_pooled_table, format_table, write_class_csv, write_metrics_json
 from eql_jax.visualize import class_labels, draw_detections, draw_objects, side_by_side
@@ -111,12 +113,12 @@ def run_evaluation(
       batches: this host's; where they have `records` (by image id), those images are evaluated, whether or not their
         file could be read. Else all of the annotation file's are.
       annotations: the evaluation set.
-      config: reads eval.max_detections, eval.ap_fixed, eval.ap_pool, eval.boundary, eval.backend, eval.pictures,
-        log.progress and data.workers; for AP-fixed and AP-pool also model.test.detections_per_image, because
-        results.json then has all that the model found in an image.
+      config: reads model.with_mask, eval.max_detections, eval.ap_fixed, eval.ap_pool, eval.boundary, eval.backend,
+        eval.image_count_groups, eval.pictures, log.progress and data.workers; for AP-fixed and AP-pool also
+        model.test.detections_per_image, because results.json then has all that the model found in an image.
       out_dir: see the module's head; files of an earlier evaluation there are replaced.
-      statistics: training frequencies, for the table of classes, and for the letters of classes without one in the
-        file.
+      statistics: training frequencies, for the table of classes, the groups by number of images, and for the letters
+        of classes without one in the file.
       class_ids: category id of each class of the model; None: those of `annotations`.
       step: of the checkpoint, noted in metrics.json.
       host, num_hosts: this process and how many there are (`jax.process_index()`, `jax.process_count()`).
@@ -126,8 +128,11 @@ def run_evaluation(
 
     Returns:
       Metrics such as 'segm/AP' and 'bbox/AP50r' (`EvaluationResult.flat`), shares of 1, -1 without ground truth; with
-      eval.ap_fixed also 'segm_fixed/AP' and so on, with eval.ap_pool 'segm_pool/AP', with eval.boundary 'boundary/AP'
-      (`metric_names`).
+      eval.ap_fixed also 'segm_fixed/AP' and so on, with eval.ap_pool 'segm_pool/AP', with eval.boundary 'boundary/AP',
+      with eval.image_count_groups 'segm/AP1' (`metric_names`). Of a model without masks, those of boxes alone.
+
+    Raises:
+      ValueError: groups by number of images are asked for without `statistics`, or more of them than there are classes.
     """
     out_dir = Path(out_dir)
     max_detections, ap_fixed, ap_pool = config.eval.max_detections, config.eval.ap_fixed, config.eval.ap_pool
@@ -152,16 +157,19 @@ def run_evaluation(
     seconds = time.monotonic() - started
     if num_hosts > 1:
         _wait_for_all_hosts()
-    names = metric_names(max_detections, ap_fixed=ap_fixed, ap_pool=ap_pool, boundary=config.eval.boundary)
+    iou_types, groups = evaluated_types(config), config.eval.image_count_groups
+    names = metric_names(max_detections, iou_types, ap_fixed=ap_fixed, ap_pool=ap_pool, groups=groups)
     if host > 0:
         return _share_metrics(None, names)
 
     results = merge_results(out_dir, num_hosts=num_hosts)
     letters = None if statistics is None else _by_id(statistics, statistics.frequencies)
     options = {
-        "iou_types": (*IOU_TYPES, BOUNDARY) if config.eval.boundary else IOU_TYPES,
+        "iou_types": iou_types,
         "image_ids": None if records is None else records.keys(),
         "fallback_letters": letters,
+        "image_counts": None if statistics is None else _by_id(statistics, statistics.image_counts.tolist()),
+        "image_count_groups": groups,
         "backend": config.eval.backend,
     }
     result = evaluate(annotations, results, max_detections=max_detections, **options)
@@ -278,17 +286,32 @@ def _by_id(statistics: ClassStatistics, values: Sequence[Any]) -> dict[int, Any]
     return dict(zip(statistics.category_ids.tolist(), values, strict=True))
 
 
+def evaluated_types(config: ConfigDict) -> tuple[str, ...]:
+    """What is evaluated, by model.with_mask and eval.boundary: some of 'bbox', 'segm' and 'boundary'."""
+    if not config.model.with_mask:
+        return ("bbox",)
+    return (*IOU_TYPES, BOUNDARY) if config.eval.boundary else IOU_TYPES
+
+
 def metric_names(
-    max_detections: int, *, ap_fixed: bool = False, ap_pool: bool = False, boundary: bool = False
+    max_detections: int,
+    iou_types: Sequence[str] = IOU_TYPES,
+    *,
+    ap_fixed: bool = False,
+    ap_pool: bool = False,
+    groups: int = 0,
 ) -> list[str]:
-    """The keys that `run_evaluation` returns, always in this order."""
-    iou_types = (*IOU_TYPES, BOUNDARY) if boundary else IOU_TYPES
+    """The keys that `run_evaluation` returns, always in this order. AP-pool has no groups by number of images."""
 
-    def names(limit: int) -> list[str]:
-        return [f"{t}/{name}" for t in iou_types for name in (*_METRICS, *(f"{r}@{limit}" for r in _RECALLS))]
+    def names(limit: int, groups: int) -> list[str]:
+        of_type = (*_METRICS, *(f"{r}@{limit}" for r in _RECALLS), *group_metric_names(groups))
+        return [f"{t}/{name}" for t in iou_types for name in of_type]
 
-    unlimited = [kind for kind, wanted in (("fixed", ap_fixed), ("pool", ap_pool)) if wanted]
-    return names(max_detections) + [_suffixed(name, kind) for kind in unlimited for name in names(-1)]
+    found = names(max_detections, groups)
+    for kind, wanted, its_groups in (("fixed", ap_fixed, groups), ("pool", ap_pool, 0)):
+        if wanted:
+            found += [_suffixed(name, kind) for name in names(-1, its_groups)]
+    return found
 
 
 def _suffixed(name: str, kind: str) -> str:

@@ -32,7 +32,10 @@ def _line(label: str, cells: list[str]) -> str:
 
 
 def format_table(result: EvaluationResult) -> str:
-    """The table of each IoU type by frequency and size, in percent, with the notes of the evaluation below it."""
+    """The table of each IoU type by frequency and size, in percent, with the notes of the evaluation below it.
+
+    Where there are groups by number of training images, they follow in columns of their own.
+    """
     limit = f"at most {result.max_detections} an image" if result.max_detections >= 0 else "no limit per image"
     if result.detections_per_class is not None:
         limit = f"AP-fixed: the best {result.detections_per_class} of each class"
@@ -46,6 +49,7 @@ def format_table(result: EvaluationResult) -> str:
     counts = [len(annotated), *(sum(c.frequency == letter for c in annotated) for letter in "rcf")]
     lines.append(_line("classes", [str(count) for count in counts]))
     lines += _metric_lines(result.metrics, result.max_detections)
+    lines += _group_lines(result)
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
 
@@ -64,10 +68,30 @@ def _metric_lines(metrics: Mapping[str, Mapping[str, float]], max_detections: in
         for row, names in _ROWS.items():
             cells = []
             for name in names:
-                value = None if name is None else values[name.format(n=max_detections)]
-                cells.append("" if value is None else "-" if value < 0 else f"{100 * value:.1f}")
+                cells.append("" if name is None else _percent(values[name.format(n=max_detections)]))
             lines.append(_line(f"{IOU_TYPE_NAMES[iou_type]} {row}", cells))
     return lines
+
+
+def _group_lines(result: EvaluationResult) -> list[str]:
+    """AP of the groups of classes by number of training images."""
+    if not result.groups:
+        return []
+    annotated = {c.class_id for c in result.classes if c.instances}
+    rule = "-" * (_LABEL_WIDTH + _COLUMN_WIDTH * len(result.groups))
+    lines = [rule, _line("group", [str(i + 1) for i in range(len(result.groups))])]
+    lines.append(_line("classes", [str(len(annotated.intersection(group.class_ids))) for group in result.groups]))
+    lines.append(_line("images up to", [str(group.most) for group in result.groups]))
+    lines.append(_line("images from", [str(group.fewest) for group in result.groups]))
+    for iou_type, values in result.metrics.items():
+        for row, name in (("AP", "AP"), ("AP50", "AP50_")):
+            cells = [_percent(values[f"{name}{i + 1}"]) for i in range(len(result.groups))]
+            lines.append(_line(f"{IOU_TYPE_NAMES[iou_type]} {row}", cells))
+    return lines
+
+
+def _percent(value: float) -> str:
+    return "-" if value < 0 else f"{100 * value:.1f}"
 
 
 def write_class_csv(
@@ -80,7 +104,8 @@ def write_class_csv(
 ) -> None:
     """Writes a row per class.
 
-    Columns: class_id, name, frequency, train_images, train_instances, instances (those evaluated on), and AP and AP50
+    Columns: class_id, name, frequency, train_images, train_instances, instances (those evaluated on), where there are
+    groups by number of training images image_count_group (1: most images), and AP and AP50
     of boxes, masks and boundaries, as far as they were evaluated, as shares of 1; with `ap_fixed` the same once more,
     such as masks_AP_fixed. A cell without a value is empty. AP-pool has no value for a class.
 
@@ -93,6 +118,9 @@ def write_class_csv(
     """
     measured = [("", result)] + ([] if ap_fixed is None else [("_fixed", ap_fixed)])
     head = ["class_id", "name", "frequency", "train_images", "train_instances", "instances"]
+    group_of = {class_id: i + 1 for i, group in enumerate(result.groups) for class_id in group.class_ids}
+    if group_of:
+        head.append("image_count_group")
     for suffix, evaluated in measured:
         head += [f"{IOU_TYPE_NAMES[t]}_{name}{suffix}" for t in evaluated.metrics for name in ("AP", "AP50")]
     with open(path, "w", encoding="utf-8", newline="") as file:
@@ -102,6 +130,8 @@ def write_class_csv(
             row: list[Any] = [c.class_id, c.name, c.frequency]
             row += [(counts or {}).get(c.class_id, "") for counts in (train_image_counts, train_instance_counts)]
             row.append(c.instances)
+            if group_of:
+                row.append(group_of[c.class_id])
             for _, evaluated in measured:
                 of_class = evaluated.classes[index]
                 for iou_type in evaluated.metrics:
@@ -132,11 +162,13 @@ def write_metrics_json(
 
 
 def _measured(result: EvaluationResult, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    groups = [{"classes": len(g.class_ids), "images_from": g.fewest, "images_up_to": g.most} for g in result.groups]
     return {
         "num_images": result.num_images,
         "num_annotations": result.num_annotations,
         "num_detections": result.num_detections,
         "max_detections": result.max_detections,
         "notes": list(result.notes),
+        **({"image_count_groups": groups} if groups else {}),
         "metrics": {t: {name: None if v < 0 else v for name, v in m.items()} for t, m in metrics.items()},
     }

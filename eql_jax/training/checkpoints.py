@@ -29,7 +29,7 @@ from eql_jax.training.errors import CheckpointError
 from eql_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
-BEST_METRIC = "segm/AP"  # higher is better
+BEST_METRICS = ("segm/AP", "bbox/AP")  # the first that was evaluated; higher is better
 ITEMS = ("params", "batch_stats", "ema_params", "optimizer", "run")
 FORMAT = 1
 
@@ -168,7 +168,7 @@ class Checkpoints:
         )
 
     def record_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes the metrics of a saved step (the best by `segm/AP` are kept) and drops checkpoints no longer needed."""
+        """Notes the metrics of a saved step (the best by `BEST_METRICS` are kept) and drops checkpoints not needed."""
         self.evaluations[step] = {k: float(v) for k, v in metrics.items()}
         if jax.process_index() == 0:
             try:
@@ -244,7 +244,7 @@ def load_for_inference(workdir: str | Path, *, checkpoint: str | int = "best") -
 
     Args:
         workdir: a run's directory, its `checkpoints` or one checkpoint in it (then `checkpoint` is not read).
-        checkpoint: 'best' (by mask AP; the newest when none was evaluated), 'latest' or a step.
+        checkpoint: 'best' (by mask AP, box AP without masks; the newest when none was evaluated), 'latest' or a step.
 
     Raises:
         CheckpointError: no such checkpoint, or a damaged one.
@@ -303,8 +303,12 @@ def _read_evaluations(directory: Path) -> dict[int, dict[str, float]]:
 
 def _rank(steps: Sequence[int], evaluations: Mapping[int, Mapping[str, float]]) -> list[int]:
     """Evaluated steps, best first; of equal ones the newer first; without a finite metric not at all."""
-    scores = {s: evaluations[s].get(BEST_METRIC, np.nan) for s in steps if s in evaluations}
+    scores = {s: _score(evaluations[s]) for s in steps if s in evaluations}
     return sorted((s for s in scores if np.isfinite(scores[s])), key=lambda s: (scores[s], s), reverse=True)
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return next((metrics[name] for name in BEST_METRICS if name in metrics), np.nan)
 
 
 def _trees(state: TrainState) -> dict[str, Any]:

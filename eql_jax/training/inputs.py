@@ -68,7 +68,9 @@ def load_training(config: ConfigDict) -> tuple[Annotations, ClassStatistics]:
     """Reads the training set of `config` alone. Raises as `load_data`."""
     with user_input():
         train = _load(config, data_paths(config, ("train",)), "train")
-        return train, class_statistics(train, config.data.frequencies)
+        statistics = class_statistics(train, config.data.frequencies)
+    _check_groups(config, len(statistics.names))
+    return train, statistics
 
 
 def load_validation(config: ConfigDict, classes: Classes) -> Annotations:
@@ -76,7 +78,16 @@ def load_validation(config: ConfigDict, classes: Classes) -> Annotations:
     with user_input():
         val = _load(config, data_paths(config, ("val",)), "val")
     check_categories(classes, val.categories, where=val.raw)
+    _check_groups(config, len(classes))
     return val
+
+
+def _check_groups(config: ConfigDict, num_classes: int) -> None:
+    if config.eval.image_count_groups > num_classes:
+        raise ConfigError(
+            f"config.eval.image_count_groups is {config.eval.image_count_groups}; expected at most {num_classes}, the "
+            "number of classes"
+        )
 
 
 def _load(config: ConfigDict, paths: Mapping[str, str], split: str) -> Annotations:

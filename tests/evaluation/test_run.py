@@ -10,6 +10,7 @@ from PIL import Image
 from eql_jax.data.annotations import load_annotations
 from eql_jax.data.categories import class_statistics
 from eql_jax.evaluation import run
+from eql_jax.evaluation.evaluator import BOUNDARY, IOU_TYPES
 from eql_jax.evaluation.results import load_results
 from eql_jax.evaluation.run import detect, metric_names, run_evaluation
 from tests.evaluation.synthetic_lvis import HEIGHT, WIDTH
@@ -22,9 +23,10 @@ CONFIG = ConfigDict(
             "ap_pool": False,
             "boundary": False,
             "backend": "fast",
+            "image_count_groups": 0,
             "pictures": 2,
         },
-        "model": {"test": {"detections_per_image": 8}},
+        "model": {"with_mask": True, "test": {"detections_per_image": 8}},
         "log": {"progress": False},
         "data": {"workers": 2},
     }
@@ -239,7 +241,7 @@ def test_pools_and_boundaries_beside_the_other_metrics(tmp_path):
 
     lines = []
     metrics = evaluate("out", "fast", lines)
-    assert set(metrics) == set(metric_names(300, ap_pool=True, boundary=True)) and len(metrics) == 96
+    assert set(metrics) == set(metric_names(300, (*IOU_TYPES, BOUNDARY), ap_pool=True)) and len(metrics) == 96
     # Class 5 misses 6 of its 12 objects, the last ones of each image; 24 of 30 are found.
     assert metrics["boundary/APc"] == pytest.approx(51 / 101, abs=1e-9)
     assert metrics["boundary_pool/AP"] == pytest.approx(81 / 101, abs=1e-9)
@@ -257,7 +259,7 @@ def test_pools_and_boundaries_beside_the_other_metrics(tmp_path):
 
 
 def test_metrics_go_to_all_hosts_under_their_names():
-    names = metric_names(300, ap_fixed=True, ap_pool=True, boundary=True)
+    names = metric_names(300, (*IOU_TYPES, BOUNDARY), ap_fixed=True, ap_pool=True)
     assert len(names) == len(set(names)) == 144
     metrics = {name: index / 256 for index, name in enumerate(reversed(names))}
     assert run._share_metrics(metrics, names) == metrics

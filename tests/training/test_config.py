@@ -143,3 +143,15 @@ def test_versions_name_what_matters():
     found = config_lib.versions()
     assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "git_commit", "devices"} <= found.keys()
     assert found["jax"] and found["devices"]
+
+
+def test_without_masks_nothing_that_needs_them():
+    c = base.get_config()
+    c.model.with_mask = False
+    config_lib.validate(c, base=base.get_config())
+    c.data.copy_paste.probability = 0.5
+    c.eval.boundary = True
+    with pytest.raises(
+        ConfigError, match="(?s)pasting asks for model.with_mask True.*boundary AP asks for model.with_mask"
+    ):
+        config_lib.validate(c, base=base.get_config())

@@ -54,3 +54,18 @@ def test_nothing_named(written):
         load_training(config_of(written[1]))
     with pytest.raises(UserError, match="expected 'tfds:lvis/SPLIT'"):
         load_training(config_of("tfds:coco/train"))
+
+
+def test_more_groups_than_classes(written):
+    """Known before training, not at the first evaluation."""
+    config = config_of(*written)
+    config.eval.image_count_groups = 2
+    with pytest.raises(ConfigError, match="image_count_groups is 2; expected at most 1"):
+        load_training(config)
+
+
+def test_data_without_masks_by_the_config(written):
+    config = config_of(*written)
+    assert load_training(config)[0].images[0].objects.segmentations is not None
+    config.model.with_mask = False
+    assert load_training(config)[0].images[0].objects.segmentations is None
