@@ -141,9 +141,10 @@ def _groups(views: tuple[ViewSize, ...], buckets: tuple[Size, ...], plain_side: 
 
     groups = sorted((tuple(scaled(bucket, view) for view in views) for bucket in buckets), key=area)
     longest = max(view.longest_side / view.shorter_side for view in views)
-    ratio = 1.0
+    ratio, step = 1.0, 0
     while ratio < longest:
-        ratio *= 2**0.5
+        step += 1
+        ratio = 2 ** (step / 2)  # every other one a whole number
         lying = tuple(padded(view, view.shorter_side, view.shorter_side * ratio) for view in views)
         groups += [lying, tuple(Size(size.width, size.height) for size in lying)]
     if longest <= 1:
