@@ -21,7 +21,7 @@ from eql_jax.data.json_file import stream_json
 from eql_jax.data.object_checks import is_id
 from eql_jax.data.object_columns import ObjectColumns, ObjectTable
 from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord, LazyImages, frequency_letter
-from eql_jax.data.validation import AnnotationError, FaultReport
+from eql_jax.data.validation import AnnotationError, FaultReport, NoMasks
 
 # What to do about a data set without masks where masks are asked for.
 BOXES_ONLY = (
@@ -63,7 +63,7 @@ def load_annotations(
     Raises:
       FileNotFoundError: the file or the image folder does not exist.
       AnnotationError: the file is no annotation file, has no images or categories, none of its objects has a mask where
-        masks are asked for, none of its images is found, or, in strict mode, a record is faulty.
+        masks are asked for (`NoMasks`), none of its images is found, or, in strict mode, a record is faulty.
     """
     path, images_dir = as_path(path), as_path(images_dir)
     report = FaultReport(strict=strict)
@@ -122,7 +122,7 @@ def read_content(
         )
     _check_list(rest.get("annotations", []), [], "annotations", path)
     if masks and columns.lacks_masks:
-        raise AnnotationError(f"{path} has boxes only: no annotation of it has a 'segmentation'. {BOXES_ONLY}")
+        raise NoMasks(f"{path} has boxes only: no annotation of it has a 'segmentation'. {BOXES_ONLY}")
 
     categories = _read_categories(listed["categories"], path, report)
     if not categories:

@@ -101,7 +101,7 @@ def hide_covered(mask: np.ndarray, box: np.ndarray, owners: np.ndarray, layer: i
 
 
 def fill_on_canvas(placed: Placed, row: int) -> tuple[Window, np.ndarray]:
-    """The mask of an object at the size of the canvas, within its box.
+    """The mask of an object at the size of the canvas, within its box; all of the box where there are no masks.
 
     Returns:
       The window around its box, and uint8 0/1 [window height, window width].
@@ -109,6 +109,8 @@ def fill_on_canvas(placed: Placed, row: int) -> tuple[Window, np.ndarray]:
     x1, y1 = np.floor(placed.boxes[row, :2]).astype(int).tolist()
     x2, y2 = np.ceil(placed.boxes[row, 2:]).astype(int).tolist()
     window = Window(y1, x1, y2 - y1, x2 - x1)
+    if placed.objects.segmentations is None:
+        return window, np.ones((window.height, window.width), np.uint8)
     segmentation = placed.objects.segmentations[int(placed.indices[row])]
     view = placed.view
     if isinstance(segmentation, RunLengths):

@@ -24,11 +24,12 @@ Row = dict[str, np.ndarray]
 
 
 class ExampleShape(NamedTuple):
-    """The padded sizes of ground truth: G objects, M x M masks (0: no masks), K classes."""
+    """The padded sizes of ground truth: G objects, M x M masks (0: no masks), K classes; `mixed`: of several sets."""
 
     max_objects: int
     mask_size: int
     num_classes: int
+    mixed: bool = False
 
 
 def empty_batch(rows: int, *, bucket: Size, shape: ExampleShape | None = None) -> Row:
@@ -53,6 +54,10 @@ def empty_batch(rows: int, *, bucket: Size, shape: ExampleShape | None = None) -
             "gt_masks": np.zeros((rows, shape.max_objects, shape.mask_size, shape.mask_size), np.uint8),
             "verified_classes": np.zeros((rows, shape.num_classes), bool),
         }
+        if shape.mixed:
+            batch["annotated_classes"] = np.zeros((rows, shape.num_classes), bool)
+            if shape.mask_size:
+                batch["gt_has_mask"] = np.zeros((rows, shape.max_objects), bool)
     return batch
 
 
@@ -122,6 +127,9 @@ def fill_train_row(
     row["verified_classes"][record.neg_classes] = True
     for layer in layers[1:]:
         row["verified_classes"][layer.objects.classes[layer.indices]] = True
+    if "annotated_classes" in row:
+        # Pasted objects are positives of their class; what else is in the image is for its own set to say.
+        row["annotated_classes"][:] = True if record.annotated_classes is None else record.annotated_classes
     _fill_ground_truth(row, layers, owners)
 
 
@@ -158,7 +166,9 @@ def _fill_ground_truth(row: Row, layers: Sequence[Placed], owners: np.ndarray | 
         row["gt_boxes"][to] = mine.boxes
         row["gt_classes"][to] = layer.objects.classes[mine.indices]
         row["gt_ignore"][to] = layer.objects.ignore[mine.indices]
-        if mask_size:
+        if mask_size and layer.objects.segmentations is not None:
+            if "gt_has_mask" in row:
+                row["gt_has_mask"][to] = True
             # Box and mask scale together, so the crops are taken in the pixels of the file.
             row["gt_masks"][to] = crop_masks(
                 layer.objects.segmentations,

@@ -49,6 +49,7 @@ class PasteDraws:
         on_error: Callable[[int, ImageError], None],
     ) -> list[Paste]:
         """Draws what is pasted into an image. Depends on seed, step, row and image id, and on the batch's images.
+        Of an image without masks nothing is pasted.
 
         Args:
           step: of training.
@@ -71,6 +72,8 @@ class PasteDraws:
                 record = self._annotations.images[self._images[index]]
             except ImageError as error:
                 on_error(index, error)
+                continue
+            if record.objects.segmentations is None:
                 continue
             its_stream = random_stream(self._seed, step, row, image_id, PASTED_VIEW, i)
             its_view = draw_view(its_stream, self._recipe, Size(record.height, record.width), view.canvas)

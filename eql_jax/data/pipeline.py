@@ -13,6 +13,8 @@ B rows (images) of a batch on this host, H W bucket size, G padded objects, K cl
 | gt_ignore | bool [B, G] | crowd or ignore region |
 | gt_masks | uint8 [B, G, M, M] | 0/1, the mask cropped to its box; M is 0 for models without masks |
 | verified_classes | bool [B, K] | annotated or verified absent in the image |
+| annotated_classes | bool [B, K] | gives negatives in the image; only of mixed data sets (`mixed`) |
+| gt_has_mask | bool [B, G] | gt_masks is the object's mask; only of mixed data sets, for models with masks |
 
 Evaluation and prediction batches have the first four. A training batch depends on the config, the annotations and the
 step only: not on the step the iterator started at, nor on the number of hosts, each of which makes its own rows of the
@@ -35,7 +37,7 @@ from eql_jax.data.images import ImageError
 from eql_jax.data.parallel import Batch, available_cores
 from eql_jax.data.paste_draws import PasteDraws
 from eql_jax.data.photometric import draw_photometric
-from eql_jax.data.records import Annotations
+from eql_jax.data.records import Annotations, ImageIndex
 from eql_jax.data.samplers import Sampler
 from eql_jax.data.sampling_weights import class_aware_probabilities, repeat_factors
 from eql_jax.data.tf_data import tf_dataset
@@ -69,6 +71,7 @@ class TrainIterator(Iterator[Batch]):
       report: faults of image files met so far (an image that cannot be read is replaced by the next one of its bucket),
         and notes: images left out or scaled down, objects beyond the padding.
       images: int64, the images trained on, as positions in `Annotations.images`.
+      sets: int64, the number of the set in `Annotations.sets` that each of them is of, 0 where there is one.
       index: `ImageIndex` of these.
       sampler: which of these are in the batch of a step.
     """
@@ -82,19 +85,22 @@ class TrainIterator(Iterator[Batch]):
         self._seed = config.seed
         self._recipe = read_recipe(data)
         mask_size = data.mask_size if config.model.with_mask else 0
-        self._shape = ExampleShape(data.max_objects, mask_size, annotations.num_classes)
+        self._shape = ExampleShape(data.max_objects, mask_size, annotations.num_classes, mixed=bool(annotations.sets))
         # Large-scale jitter cuts every image to one canvas.
         self._buckets = parse_buckets([data.crop_size] if data.scale_jitter else data.buckets)
         self._annotations = annotations
         self.images = self._select(annotations, drop_empty=data.drop_empty_images)
         self.index = annotations.index.select(self.images)
+        self.sets = np.searchsorted([one.start for one in annotations.sets][1:], self.images, side="right")
         self.sampler = Sampler(
             buckets=self._assign_buckets(),
             batch_size=config.train.batch_size,
             seed=config.seed,
+            sets=self.sets,
+            shares=[one.share for one in annotations.sets] or [1.0],
             **self._weights(data.sampler, data.repeat_threshold),
         )
-        self._pastes = PasteDraws(annotations, self.images, self.index, recipe=self._recipe, seed=config.seed)
+        self._pastes = PasteDraws(annotations, self.images, self._pasted_index(), recipe=self._recipe, seed=config.seed)
         self._bad: set[int] = set()
         self._bad_lock = threading.Lock()
         self._options = {
@@ -125,14 +131,20 @@ class TrainIterator(Iterator[Batch]):
 
     def _select(self, annotations: Annotations, *, drop_empty: bool) -> np.ndarray:
         index = annotations.index
-        images = np.flatnonzero(index.usable_counts()) if drop_empty else np.arange(index.ids.size)
-        if images.size < index.ids.size:
-            self.report.note("image without a usable object left out", index.ids.size - images.size)
-        if not images.size:
-            raise AnnotationError(
-                f"{annotations.raw}: none of {index.ids.size} images has a usable object to train on\n"
-                f"{annotations.report.summary()}"
-            )
+        usable = index.usable_counts() > 0 if drop_empty else np.ones(index.ids.size, bool)
+        if not usable.all():
+            self.report.note("image without a usable object left out", int((~usable).sum()))
+        parts = [(one.name, one.start, one.stop, one.share) for one in annotations.sets]
+        for name, start, stop, share in parts or [(str(annotations.raw), 0, index.ids.size, 1.0)]:
+            if not share:
+                usable[start:stop] = False
+                self.report.note(f"image of {name}, whose share is 0, left out", stop - start)
+            elif not usable[start:stop].any():
+                raise AnnotationError(
+                    f"{name}: none of {stop - start} images has a usable object to train on\n"
+                    f"{annotations.report.summary()}"
+                )
+        images = np.flatnonzero(usable)
         surplus = int(np.maximum(index.object_counts()[images] - self._shape.max_objects, 0).sum())
         if surplus:
             text = (
@@ -148,19 +160,32 @@ class TrainIterator(Iterator[Batch]):
         return assign_buckets(self.index, self._buckets, max(sides), self._recipe.longest_side, self.report)
 
     def _weights(self, name: str, threshold: float) -> dict[str, np.ndarray]:
-        """The argument of `Sampler` that weighs the images, by config.data.sampler."""
-        num_classes = self._shape.num_classes
+        """The argument of `Sampler` that weighs the images within their sets, by config.data.sampler."""
         if name == "uniform":
             return {}
-        if name == "repeat_factor":
-            classes, offsets = self.index.classes, self.index.offsets
-            return {"factors": repeat_factors(classes, offsets, num_classes=num_classes, threshold=threshold)}
-        if name == "class_aware":
-            # Crowds are no examples of their class.
-            usable = self._annotations.index.select(self.images, usable_only=True)
-            classes, offsets = usable.classes, usable.offsets
-            return {"probabilities": class_aware_probabilities(classes, offsets, num_classes=num_classes)}
-        raise ValueError(f"data.sampler is {name!r}, expected 'uniform', 'repeat_factor' or 'class_aware'")
+        if name not in ("repeat_factor", "class_aware"):
+            raise ValueError(f"data.sampler is {name!r}, expected 'uniform', 'repeat_factor' or 'class_aware'")
+        num_classes = self._shape.num_classes
+        weights = np.zeros(self.images.size)
+        for number in np.unique(self.sets):
+            mine = np.flatnonzero(self.sets == number)
+            if name == "repeat_factor":
+                of_set = self.index.select(mine)
+                weights[mine] = repeat_factors(
+                    of_set.classes, of_set.offsets, num_classes=num_classes, threshold=threshold
+                )
+            else:  # crowds are no examples of their class
+                of_set = self.index.select(mine, usable_only=True)
+                weights[mine] = class_aware_probabilities(of_set.classes, of_set.offsets, num_classes=num_classes)
+        return {"factors" if name == "repeat_factor" else "probabilities": weights}
+
+    def _pasted_index(self) -> ImageIndex:
+        """The index, with objects that have no mask taken for ignore regions: they are never pasted."""
+        without = [number for number, one in enumerate(self._annotations.sets) if not one.has_masks]
+        if not without:
+            return self.index
+        no_mask = np.repeat(np.isin(self.sets, without), self.index.object_counts())
+        return self.index._replace(ignore=self.index.ignore | no_mask)
 
     def _new_batch(self, step: int) -> Batch:
         bucket = self._buckets[self.sampler.batch(step).bucket]
@@ -171,9 +196,9 @@ class TrainIterator(Iterator[Batch]):
         step, row = divmod(position, self._rows)
         plan = self.sampler.batch(step)
         row += self._first_row
-        members = self.sampler.members(plan.bucket)
+        members = self.sampler.members(plan.bucket, int(self.sets[plan.indices[row]]))
         start = int(np.searchsorted(members, plan.indices[row]))
-        # The image itself, then for an unusable one the next of its bucket, whatever came before on this host.
+        # The image itself, then for an unusable one the next of its bucket and set, whatever came before on this host.
         for offset in range(members.size):
             index = int(members[(start + offset) % members.size])
             if index in self._bad:

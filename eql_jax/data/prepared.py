@@ -29,7 +29,7 @@ from eql_jax.data.images import ImageError
 from eql_jax.data.record_file import RecordError, RecordPlaces, read_record
 from eql_jax.data.record_format import decode_record
 from eql_jax.data.records import Annotations, Category, ImageIndex, ImageRecord, LazyImages
-from eql_jax.data.validation import AnnotationError, Fault, FaultReport
+from eql_jax.data.validation import AnnotationError, Fault, FaultReport, NoMasks
 
 FORMAT = "eql_jax prepared data set"
 VERSION = 2
@@ -74,13 +74,13 @@ def load_prepared(folder: str | os.PathLike, *, strict: bool = False, masks: boo
     Raises:
       FileNotFoundError: the folder or its index does not exist.
       AnnotationError: the folder is unfinished, or its index is damaged (`DamagedIndex`) or of another version; masks
-        are asked for and it was prepared without; in strict mode, faults.
+        are asked for and it was prepared without (`NoMasks`); in strict mode, faults.
       OSError: the index is there and cannot be read.
     """
     folder = as_path(folder)
     index = read_index(folder)
     if masks and not index.info["source"].get("masks", True):
-        raise AnnotationError(f"{folder} holds boxes only: it was prepared with --no-masks. {BOXES_ONLY}")
+        raise NoMasks(f"{folder} holds boxes only: it was prepared with --no-masks. {BOXES_ONLY}")
     report = restore_report(index.info["dropped"])
     if strict and report.total:
         raise AnnotationError(

@@ -92,6 +92,11 @@ class Objects(NamedTuple):
             segmentation=None if self.segmentations is None else self.segmentations[i],
         )
 
+    def select(self, indices: np.ndarray) -> Objects:
+        """Some of the objects; indices: int [N], rising."""
+        masks = None if self.segmentations is None else self.segmentations.select(indices)
+        return Objects(*(values[indices] for values in self[:-1]), segmentations=masks)
+
     def records(self) -> Iterator[ObjectRecord]:
         """Yields the objects one by one."""
         return (self.record(i) for i in range(self.size))
@@ -109,6 +114,8 @@ class ImageRecord(NamedTuple):
       not_exhaustive_classes: int32, classes of which not every object is annotated.
       objects: see `Objects`.
       encoded: the bytes of the image file, where the source has them; None: they are read from `path`.
+      annotated_classes: bool [K], classes that give negatives in this image: one that is False may be there without a
+        box. None: all, as in a data set that is not mixed.
     """
 
     id: int
@@ -119,6 +126,7 @@ class ImageRecord(NamedTuple):
     not_exhaustive_classes: np.ndarray
     objects: Objects
     encoded: bytes | None = None
+    annotated_classes: np.ndarray | None = None
 
     @property
     def file(self) -> Path | IO[bytes]:
@@ -198,6 +206,27 @@ class ImageIndex(NamedTuple):
         )
 
 
+class ImageSet(NamedTuple):
+    """One of the data sets that a mixed one is made of, see `eql_jax.data.mixed`.
+
+    Attributes:
+      name: where it is, for messages.
+      start, stop: its images among those of the mixed data set.
+      share: of the images that training draws.
+      negatives: 'all', 'annotated' or 'verified': which classes give negatives in its images.
+      annotated: bool [K], classes that an object of it can have.
+      has_masks: False: its objects have boxes only.
+    """
+
+    name: str
+    start: int
+    stop: int
+    share: float
+    negatives: str
+    annotated: np.ndarray
+    has_masks: bool
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
     """A data set: what every source gives, whether a JSON with a folder, prepared records or TFDS.
@@ -210,6 +239,7 @@ class Annotations:
       report: the faults found, `report.summary()` is the text.
       raw: path of the annotation JSON, for the official evaluation; of a source without one, where it is.
       make_dataset: makes the contents of an annotation JSON, for a source without one; None: `raw` is read.
+      sets: what a mixed data set is made of, the main set first; () where it is not mixed.
     """
 
     categories: list[Category]
@@ -218,6 +248,7 @@ class Annotations:
     report: FaultReport
     raw: Path
     make_dataset: Callable[[], dict] | None = None
+    sets: tuple[ImageSet, ...] = ()
 
     def dataset(self) -> dict:
         """The contents of the annotation JSON, read now, as `json_file.read_annotation_json` gives them.

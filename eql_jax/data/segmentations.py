@@ -110,6 +110,26 @@ class Segmentations(Sequence):
             return (numbers.reshape(-1, 2),)
         return tuple(part.reshape(-1, 2) for part in np.split(numbers, np.cumsum(sizes[:-1])))
 
+    def select(self, indices: np.ndarray) -> Segmentations:
+        """Some of the masks, in their order.
+
+        Args:
+          indices: int [N], rising.
+        """
+        p = self.packed
+        polygon = ranges((np.cumsum(p.polygons) - p.polygons)[indices], p.polygons[indices].astype(np.int64))
+        point = ranges((np.cumsum(p.points, dtype=np.int64) - p.points)[polygon], p.points[polygon].astype(np.int64))
+        run = ranges((np.cumsum(p.num_runs) - p.num_runs)[indices], p.num_runs[indices].astype(np.int64))
+        return Segmentations(
+            p._replace(
+                coordinates=p.coordinates.reshape(-1, 2)[point].ravel(),
+                points=p.points[polygon],
+                polygons=p.polygons[indices],
+                runs=p.runs[run],
+                num_runs=p.num_runs[indices],
+            )
+        )
+
     def polygons_of(self, indices: np.ndarray) -> Polygons:
         """The polygons of some of the masks, all in one array; masks in run lengths have none.
 

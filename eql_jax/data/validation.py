@@ -38,6 +38,10 @@ class AnnotationError(ValueError):
     """An annotation file or one of its records cannot be used. The message names file, id and what to do."""
 
 
+class NoMasks(AnnotationError):
+    """Masks are asked for, and the data set has boxes only."""
+
+
 class Fault(NamedTuple):
     """One fault: the file it is in, the id of the record and what was found."""
 
@@ -88,6 +92,16 @@ class FaultReport:
         """Counts something worth knowing that is no fault."""
         with self._lock:
             self.notes[text] = self.notes.get(text, 0) + count
+
+    def include(self, other: FaultReport) -> None:
+        """Takes over what another report has counted."""
+        with self._lock:
+            for kind, count in other.counts.items():
+                self.counts[kind] = self.counts.get(kind, 0) + count
+                examples = self.examples.setdefault(kind, [])
+                examples.extend(other.examples[kind][: self.max_examples - len(examples)])
+            for text, count in other.notes.items():
+                self.notes[text] = self.notes.get(text, 0) + count
 
     @property
     def total(self) -> int:
