@@ -24,7 +24,9 @@ def get_config() -> ConfigDict:
     c.data.train_images = ""
     # Further training sets, each (annotations, images, class map, share): share of the images drawn from it, the rest
     # come from the set above. Class map: a JSON {category name or id there: category id here}, "" where the classes are
-    # the same. Classes that no object of a set can have get no negatives from its images. See docs/mixed_data.md
+    # the same. Classes that no object of a set can have get no negatives from its images; a fifth element says more:
+    # 'verified': in an image those alone get some that are present or verified absent in it, 'annotated': all of the
+    # set, 'all': as in the main set; without it 'verified' where the set has neg_category_ids. See docs/mixed_data.md
     c.data.extra_sets = ()
     c.data.val_annotations = ""
     c.data.val_images = ""

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from eql_jax.training.errors import ConfigError
+from eql_jax.training.extra_sets import extra_set_faults
 from eql_jax.training.optimizer import OPTIMIZERS, parameter_factors
 from eql_jax.training.schedules import SCHEDULES
 
@@ -194,6 +195,7 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
         yield f"model.eql.function is {m.eql.function!r}, which goes with eql.tail_by 'lambda'; letters are a step"
     if m.rpn.negative_iou > m.rpn.positive_iou:
         yield f"model.rpn.negative_iou {m.rpn.negative_iou} is above model.rpn.positive_iou {m.rpn.positive_iou}"
+    yield from extra_set_faults(d.extra_sets)
     yield from _backbone_faults(m)
     yield from _head_faults(m)
     levels = 7 - m.fpn.min_level

@@ -12,6 +12,7 @@ from eql_jax.data.sources import needs_images, open_annotations
 from eql_jax.data.supershapes import ensure_supershapes
 from eql_jax.training.compatibility import Classes, check_categories
 from eql_jax.training.errors import ConfigError, user_input
+from eql_jax.training.extra_sets import with_extra_sets
 
 LOG = logging.getLogger(__name__)
 
@@ -65,10 +66,14 @@ def load_data(config: ConfigDict) -> Data:
 
 
 def load_training(config: ConfigDict) -> tuple[Annotations, ClassStatistics]:
-    """Reads the training set of `config` alone. Raises as `load_data`."""
+    """Reads the training sets of `config` alone: one, or with data.extra_sets a mixed one. Raises as `load_data`.
+
+    The frequencies are those of the main set, which evaluation and EQL's tail go by.
+    """
     with user_input():
         train = _load(config, data_paths(config, ("train",)), "train")
         statistics = class_statistics(train, config.data.frequencies)
+        train = with_extra_sets(config, train)
     _check_groups(config, len(statistics.names))
     return train, statistics
 
