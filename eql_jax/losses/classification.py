@@ -29,6 +29,7 @@ def equalization_loss(
     *,
     background_keeps_negatives: bool = True,
     exempt_classes: ArrayLike | None = None,
+    annotated_classes: ArrayLike | None = None,
     normalizer: ArrayLike | None = None,
 ) -> jax.Array:
     """Equalization loss (EQL): sigmoid cross-entropy that spares rare classes the negatives of other classes' objects.
@@ -53,6 +54,8 @@ def equalization_loss(
       exempt_classes: bool, any shape that broadcasts to [..., R, K] ([K] for all rows; [B, 1, K] for images of R
         rows): classes whose weight is forced to 1, as section 4.2 does with the classes annotated or verified absent
         in an image. None (the released code): no exemption.
+      annotated_classes: bool, shapes as for exempt_classes: False for classes that nobody looked for in an image, whose
+        weight is 0 unless the row is an object of theirs, exempt or not. None: all are annotated.
       normalizer: scalar to divide the sum by, instead of the number of rows with label >= 0; for instance the count
         over all devices. A value that is not positive gives loss 0.
 
@@ -75,26 +78,35 @@ def equalization_loss(
     if background_keeps_negatives:
         full_weight |= (labels == num_classes)[..., None]
     if exempt_classes is not None:
-        full_weight |= _exempt(jnp.asarray(exempt_classes), logits.shape)
-    valid = labels >= 0
+        full_weight |= _per_class("exempt_classes", exempt_classes, logits.shape)
+    valid = (labels >= 0)[..., None]
+    counted = valid
+    if annotated_classes is not None:
+        counted &= target | _per_class("annotated_classes", annotated_classes, logits.shape)
     if tail_mask.dtype == jnp.bool_:
-        counted = (full_weight | ~tail_mask) & valid[..., None]
+        counted &= full_weight | ~tail_mask
         total = jnp.sum(sigmoid_bce(logits, target, counted))
     else:
         weight = jnp.where(full_weight, 1, 1 - tail_mask.astype(loss_dtype(logits, "logits")))
-        counted = (weight > 0) & valid[..., None]
+        counted &= weight > 0
         total = jnp.sum(weight * sigmoid_bce(logits, target, counted))
     return divide_or_zero(total, jnp.sum(valid) if normalizer is None else normalizer)
 
 
 def sigmoid_cross_entropy_loss(
-    logits: ArrayLike, labels: ArrayLike, *, normalizer: ArrayLike | None = None
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    annotated_classes: ArrayLike | None = None,
+    normalizer: ArrayLike | None = None,
 ) -> jax.Array:
     """One binary cross-entropy per class, summed over classes: the paper's baseline, EQL with an empty tail.
 
     Args:
       logits: float [..., R, K], no background column (detectron2's sigmoid loss has one and leaves it out).
       labels: int [..., R], 0..K-1 foreground, K background (a negative of all classes), -1 counts nowhere.
+      annotated_classes: bool, broadcasts to [..., R, K] ([B, 1, K] for images of R rows): classes that are False give
+        no negatives. None: all do.
       normalizer: scalar to divide by, instead of the number of rows with label >= 0.
 
     Returns:
@@ -106,19 +118,28 @@ def sigmoid_cross_entropy_loss(
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     _check_rows(logits, labels)
     target = labels[..., None] == jnp.arange(logits.shape[-1])
-    valid = labels >= 0
-    total = jnp.sum(sigmoid_bce(logits, target, valid[..., None]))
+    valid = (labels >= 0)[..., None]
+    counted = valid
+    if annotated_classes is not None:
+        counted &= target | _per_class("annotated_classes", annotated_classes, logits.shape)
+    total = jnp.sum(sigmoid_bce(logits, target, counted))
     return divide_or_zero(total, jnp.sum(valid) if normalizer is None else normalizer)
 
 
 def softmax_cross_entropy_loss(
-    logits: ArrayLike, labels: ArrayLike, *, normalizer: ArrayLike | None = None
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    annotated_classes: ArrayLike | None = None,
+    normalizer: ArrayLike | None = None,
 ) -> jax.Array:
     """Softmax cross-entropy: detectron2's default box head, and plain classification.
 
     Args:
       logits: float [..., R, K + 1], background last. (For classification without background: one column per class.)
       labels: int [..., R], 0..K, K is background; -1 counts nowhere. Other values are undefined.
+      annotated_classes: bool, broadcasts to [..., R, K] ([B, 1, K] for images of R rows): classes that are False are
+        left out of the denominator, except of their own objects' rows; background never is. None: all are in it.
       normalizer: scalar to divide by, instead of the number of rows with label >= 0.
 
     Returns:
@@ -133,6 +154,10 @@ def softmax_cross_entropy_loss(
     # Padding rows are zeroed before the exponentials so that nothing in them can reach the gradient.
     logits = jnp.where(valid[..., None], logits.astype(loss_dtype(logits, "logits")), 0)
     target = labels[..., None] == jnp.arange(logits.shape[-1])
+    if annotated_classes is not None:
+        annotated = _per_class("annotated_classes", annotated_classes, (*labels.shape, logits.shape[-1] - 1))
+        background = jnp.ones((*labels.shape, 1), bool)
+        logits = jnp.where(target | jnp.concatenate([annotated, background], axis=-1), logits, -jnp.inf)
     total = -jnp.sum(jnp.where(target, jax.nn.log_softmax(logits, axis=-1), 0))
     return divide_or_zero(total, jnp.sum(valid) if normalizer is None else normalizer)
 
@@ -145,11 +170,10 @@ def _check_rows(logits: jax.Array, labels: jax.Array) -> None:
     check_shape("labels", labels, logits.shape[:-1], "one label per row of logits")
 
 
-def _exempt(exempt: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    check_bool("exempt_classes", exempt)
+def _per_class(name: str, x: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    x = jnp.asarray(x)
+    check_bool(name, x)
     try:
-        return jnp.broadcast_to(exempt, shape)
+        return jnp.broadcast_to(x, shape)
     except ValueError:
-        raise ValueError(
-            f"exempt_classes has shape {exempt.shape}; expected one that broadcasts to logits {shape}"
-        ) from None
+        raise ValueError(f"{name} has shape {x.shape}; expected one that broadcasts to {shape}") from None

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from eql_jax.models.backbones import frozen_prefixes
+from eql_jax.models.c4 import C4MaskRCNN
+from eql_jax.models.cascade import CascadeMaskRCNN
 from eql_jax.models.mask_rcnn import Detections, MaskRCNN
 
 __all__ = ["Detections", "MaskRCNN", "build_model", "init_model", "trainable_mask"]
@@ -16,7 +18,10 @@ def build_model(config: ConfigDict, num_classes: int) -> MaskRCNN:
     """The model of `config` (a whole config, of which `config.model` is read) with `num_classes` foreground classes."""
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; expected at least 1")
-    return MaskRCNN(FrozenConfigDict(config.model), num_classes)
+    kind = C4MaskRCNN if config.model.architecture == "c4" else MaskRCNN
+    if config.model.cascade.ious:
+        kind = CascadeMaskRCNN
+    return kind(FrozenConfigDict(config.model), num_classes)
 
 
 def init_model(model: MaskRCNN, key: jax.Array) -> Mapping:

@@ -16,20 +16,23 @@ class MaskHead(nn.Module):
     """pooled [R,S,S,C], classes [R] -> mask logits [R,2S,2S] of each RoI's class, float32.
 
     Taking the class's row of the predictor before the product keeps time and memory free of K: with 1203 classes and
-    300 detections all the maps would be 1.1 GB.
+    300 detections all the maps would be 1.1 GB. The convolutions (detectron2's MaskRCNNConvUpsampleHead) have `norm`
+    in place of a bias where it is not 'none'; upsampling and predictor have none.
     """
 
     num_classes: int
     num_convs: int = 4
     channels: int = 256
+    norm: str = "none"
     class_agnostic: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pooled: jax.Array, classes: jax.Array) -> jax.Array:
+    def __call__(self, pooled: jax.Array, classes: jax.Array, *, train: bool = False) -> jax.Array:
         x = pooled.astype(self.dtype)
         for i in range(self.num_convs):
-            x = nn.relu(Conv(self.channels, 3, 1, "none", kaiming_normal, self.dtype, name=f"conv{i + 1}")(x))
+            conv = Conv(self.channels, 3, 1, self.norm, kaiming_normal, self.dtype, name=f"conv{i + 1}")
+            x = nn.relu(conv(x, train=train))
         x = nn.relu(Upsample(self.channels, self.dtype, name="deconv")(x))
         maps = 1 if self.class_agnostic else self.num_classes
         if self.class_agnostic:

@@ -22,16 +22,15 @@ class RPNOutput(NamedTuple):
 
 class RPNHead(nn.Module):
     """3x3 convolution with ReLU, then objectness (A channels) and deltas (4A, channel = a * 4 + coordinate); shared by
-    all levels."""
+    all levels. The convolution keeps the number of channels, as detectron2's does by default."""
 
-    channels: int
     num_anchors: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> RPNOutput:
         init = nn.initializers.normal(0.01)
-        conv = Conv(self.channels, 3, 1, "none", init, self.dtype, name="conv")
+        conv = Conv(features[0].shape[-1], 3, 1, "none", init, self.dtype, name="conv")
         objectness = Conv(self.num_anchors, 1, 1, "none", init, self.dtype, name="objectness")
         box = Conv(4 * self.num_anchors, 1, 1, "none", init, self.dtype, name="anchor_deltas")
         logits, deltas = [], []

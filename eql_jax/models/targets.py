@@ -96,3 +96,43 @@ def roi_targets(
     classes = jnp.where(picked.valid, classes, -1)
     deltas = box_ops.encode_boxes(gt.boxes[matched], rois, weights=box_weights)
     return jax.tree.map(jax.lax.stop_gradient, RoITargets(rois, classes, matched, deltas))
+
+
+class RematchedRoIs(NamedTuple):
+    """RoIs of a further cascade stage, and which of them there are (bool [R]): the others have class -1."""
+
+    targets: RoITargets
+    present: jax.Array
+
+
+def rematched_targets(
+    boxes: jax.Array,
+    present: jax.Array,
+    gt: GroundTruth,
+    *,
+    iou: float,
+    num_classes: int,
+    box_weights: tuple[float, float, float, float],
+) -> RematchedRoIs:
+    """Labels all of an image's refined boxes [R,4] anew (detectron2's CascadeROIHeads._match_and_label_boxes).
+
+    Nothing is sampled and no ground truth is appended. Boxes that are empty or not finite drop out, like those that
+    were not `present` (bool [R]) before. Boxes with half of their area in an ignore region are neither foreground nor
+    background of this stage, and stay present.
+    """
+    present &= box_ops.nonempty(boxes)
+    boxes = jnp.where(present[:, None], boxes, 0)
+    match = matching.match_boxes(
+        boxes,
+        gt.boxes,
+        gt_valid=gt.classes >= 0,
+        gt_ignore=gt.ignore,
+        boxes_valid=present,
+        positive_iou=iou,
+        negative_iou=iou,
+    )
+    classes = jnp.where(match.labels == matching.POSITIVE, gt.classes[match.matched_index], num_classes)
+    classes = jnp.where(match.labels == matching.IGNORED, -1, classes)
+    deltas = box_ops.encode_boxes(gt.boxes[match.matched_index], boxes, weights=box_weights)
+    targets = RoITargets(boxes, classes, match.matched_index, deltas)
+    return jax.tree.map(jax.lax.stop_gradient, RematchedRoIs(targets, present))

@@ -18,7 +18,7 @@ from eql_jax.training.optimizer import update_ema
 from eql_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-LOSS_TERMS = ("rpn_cls", "rpn_box", "cls", "box", "mask")
+LOSS_TERMS = ("rpn_cls", "rpn_box", "cls", "box", "mask")  # the last only of models with a mask head
 
 
 def image_keys(seed: int, step: jax.Array, image_id: jax.Array) -> jax.Array:
@@ -37,14 +37,14 @@ def make_train_step(
     """Returns the jitted step(state, batch) -> (state, metrics); `state` is donated.
 
     Args:
-      model: the Mask R-CNN.
+      model: the detector.
       optimizer: an optax transformation over state.params.
       config: the whole configuration; seed, train and optimizer.ema_decay are read.
       tail_mask: bool (the faster) or float [K], T(f) of the equalization loss; read by that loss only.
       mesh: axes 'data' and 'model'; the batch is sharded over the first, everything else replicated.
 
-    Metrics are float32 scalars: loss (the weighted sum), loss_<term> for each of LOSS_TERMS, grad_norm,
-    num_positive_anchors and num_foreground.
+    Metrics are float32 scalars: loss (the weighted sum), loss_<term> for each of LOSS_TERMS that the model has,
+    grad_norm, num_positive_anchors and num_foreground; of a cascade also cls_stage0, box_stage0 and so on.
 
     With train.gradient_accumulation = n the batch is run in n parts (rows i, i + n, ..., so that every part is spread
     over all devices) and the parts' gradients are averaged: each part divides by its own counts, and live BatchNorm
@@ -73,7 +73,7 @@ def make_train_step(
             method="losses",
             mutable=["batch_stats"],
         )
-        loss = sum(weights[name] * terms[name] for name in LOSS_TERMS)
+        loss = sum(weights[name] * terms[name] for name in LOSS_TERMS if name in terms)
         metrics = {"loss": loss} | {(f"loss_{k}" if k in LOSS_TERMS else k): v for k, v in terms.items()}
         return loss, (metrics, updates.get("batch_stats", batch_stats))
 

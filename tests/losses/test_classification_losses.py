@@ -327,7 +327,7 @@ def test_no_class_matrix_is_gathered_or_multiplied():
         (
             (np.zeros((2, 4)), np.zeros(2, int), np.zeros(4, bool)),
             {"exempt_classes": np.zeros((3, 4), bool)},
-            r"exempt_classes has shape \(3, 4\); expected one that broadcasts to logits \(2, 4\)",
+            r"exempt_classes has shape \(3, 4\); expected one that broadcasts to \(2, 4\)",
         ),
         (
             (np.zeros((2, 4)), np.zeros(2, int), np.zeros(4, bool)),

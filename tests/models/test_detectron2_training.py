@@ -19,7 +19,7 @@ from eql_jax.convert.table import detectron2_table, find_rule
 from eql_jax.data.polygons import crop_mask
 from eql_jax.losses import tail_mask_from_threshold
 from eql_jax.models import trainable_mask
-from eql_jax.models.mask_rcnn import BOX_WEIGHTS
+from eql_jax.models.mask_rcnn import BOX_WEIGHTS, ClassRules
 from eql_jax.models.targets import GroundTruth, RoITargets, RPNTargets, roi_targets, rpn_targets
 from eql_jax.ops import crop_and_resize_masks, encode_boxes
 from eql_jax.training.compatibility import flatten
@@ -127,7 +127,7 @@ def fixed_losses(golden, samples, truth, tail_mask, mask_targets):
     def losses(model):
         pyramid = model.features(*images(), train=True)
         terms = model.rpn_losses(model.rpn(pyramid), samples[0])
-        return terms | model.roi_losses(pyramid, samples[1], truth, tail_mask, None, mask_targets)
+        return terms | model.roi_losses(pyramid, images()[1], samples[1], truth, ClassRules(tail_mask), mask_targets)
 
     def run(params):
         variables = {**golden.variables, "params": params}

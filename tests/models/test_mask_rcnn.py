@@ -12,6 +12,7 @@ from configs import base
 from eql_jax.models import build_model, init_model, trainable_mask
 from eql_jax.models.box_head import BoxHead
 from eql_jax.models.mask_head import MaskHead
+from eql_jax.models.mask_rcnn import ClassRules
 from eql_jax.training.eval_step import make_detector
 from eql_jax.training.mesh import make_mesh
 from eql_jax.training.optimizer import make_optimizer
@@ -141,7 +142,8 @@ def test_the_classification_loss_is_that_of_the_config():
 
     def loss(exempt=None, columns=K, **changes):
         model = build_model(tiny_config(**{f"model.{k.replace('__', '.')}": v for k, v in changes.items()}), K)
-        return float(model.apply({}, logits[..., :columns], labels, tail, exempt, method="classification_loss"))
+        rules = ClassRules(tail, exempt)
+        return float(model.apply({}, logits[..., :columns], labels, rules, method="classification_loss"))
 
     rows = np.asarray(labels).reshape(-1)
     z = np.asarray(logits, np.float64).reshape(-1, K + 1)[rows >= 0]
@@ -159,7 +161,7 @@ def test_the_classification_loss_is_that_of_the_config():
     expected = (no_background * bce).sum() / len(rows)
     np.testing.assert_allclose(loss(eql__background_keeps_negatives=False), expected, rtol=1e-5)
     # Verified classes keep the weight 1: with all of them verified EQL is plain sigmoid.
-    np.testing.assert_allclose(loss(exempt=jnp.ones((2, 1, K), bool)), sigmoid, rtol=1e-5)
+    np.testing.assert_allclose(loss(exempt=jnp.ones((2, K), bool)), sigmoid, rtol=1e-5)
 
 
 def test_padding_of_the_image_does_not_change_normalisation():
