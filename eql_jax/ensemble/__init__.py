@@ -13,7 +13,7 @@ from eql_jax.ensemble.boxes import Clusters, fuse_boxes, suppress
 from eql_jax.ensemble.errors import EnsembleError
 from eql_jax.ensemble.fuse import FuseOptions, fuse_files, fuse_image
 from eql_jax.ensemble.masks import average_masks
-from eql_jax.ensemble.spool import SpooledResults, spool
+from eql_jax.ensemble.spooled import SpooledResults, spool
 from eql_jax.ensemble.weights import ClassWeights, class_weights
 
 __all__ = [

@@ -22,7 +22,7 @@ from eql_jax.ensemble.errors import EnsembleError
 from eql_jax.ensemble.fuse import DEFAULT_IOUS, METHODS, FuseOptions, Summary, fuse_files
 from eql_jax.ensemble.known import Known, read_class_factors, read_class_list, read_known
 from eql_jax.ensemble.report import compare, format_comparison, format_summary
-from eql_jax.ensemble.spool import spool
+from eql_jax.ensemble.spooled import spool
 from eql_jax.ensemble.weights import EXPERT_MODES, ClassWeights, class_weights
 
 

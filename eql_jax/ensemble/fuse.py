@@ -16,7 +16,7 @@ from eql_jax.data.segmentations import ranges
 from eql_jax.ensemble.boxes import Clusters, fuse_boxes, suppress
 from eql_jax.ensemble.errors import EnsembleError
 from eql_jax.ensemble.masks import average_masks, encode_runs
-from eql_jax.ensemble.spool import ImageResults, SpooledResults
+from eql_jax.ensemble.spooled import ImageResults, SpooledResults
 from eql_jax.ensemble.weights import ClassWeights
 from eql_jax.evaluation.columns import Result
 from eql_jax.evaluation.results import ResultWriter
