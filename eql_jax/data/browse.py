@@ -5,8 +5,8 @@
 
 The batches are those of training with this config, step by step: resized, flipped, cropped, pasted and padded as they
 enter the model, with boxes, masks and classes. Under each picture stand its image id and how often the sampler draws
-it. Look here before a long run: wrong boxes, class names off by one, masks that lag behind a flip and a tail that is
-not the one meant all show.
+it; of a mixed data set also which set it is from and how many classes it gives negatives of. Look here before a long
+run: wrong boxes, class names off by one, masks that lag behind a flip and a tail that is not the one meant all show.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import numpy as np
 from PIL import Image
 
 from eql_jax.data.categories import ClassStatistics
+from eql_jax.data.mixed import ID_STRIDE
 from eql_jax.data.pipeline import Batch, TrainIterator, make_train_iterator
-from eql_jax.data.records import Annotations, ImageIndex
+from eql_jax.data.records import Annotations, ImageIndex, ImageSet
 from eql_jax.data.validation import AnnotationError
 
 _STYLE = """
@@ -105,12 +106,21 @@ def _facts(
         ("classes", f"{len(statistics.names)}: " + ", ".join(f"{n} {letter}" for letter, n in counts.items())),
         ("an image is drawn", f"{rates.min():.2f} to {rates.max():.2f} times as often as under uniform sampling"),
         ("tail in training", tail_note),
+        *((f"set {i}", _set_text(one, np.sum(iterator.sets == i))) for i, one in enumerate(annotations.sets)),
     ]
     table = "".join(
         f"<tr><td>{html.escape(a)}</td><td style='text-align:left'>{html.escape(b)}</td></tr>" for a, b in rows
     )
     faults = "\n".join(filter(None, (annotations.report.summary(), iterator.report.summary())))
     return f"<table>{table}</table>" + (f"<h2>Left out</h2><pre>{html.escape(faults)}</pre>" if faults else "")
+
+
+def _set_text(one: ImageSet, trained_on: int) -> str:
+    text = (
+        f"{one.name}: {one.share:.4g} of the images drawn, {trained_on:,} of {one.stop - one.start:,} trained on; "
+        f"annotates {one.annotated.sum():,} classes, negatives: {one.negatives}"
+    )
+    return text if one.has_masks else f"{text}; boxes only"
 
 
 def _histogram(statistics: ClassStatistics, index: ImageIndex, rates: np.ndarray, tail: Tail) -> str:
@@ -186,13 +196,24 @@ def _batch_section(
         ignored = int(batch["gt_ignore"][row].sum())
         rate = rates[position[image_id]]
         caption = (
-            f"image {image_id}: {old_width} x {old_height} → {width} x {height}; {objects} objects"
+            f"{_image_name(image_id, annotations.sets)}: {old_width} x {old_height} → {width} x {height}; "
+            f"{objects} objects"
             + (f", {ignored} of them ignored" if ignored else "")
             + f"; {int(batch['verified_classes'][row].sum())} classes verified; sampling probability "
             f"{rate / rates.size:.3g}, {rate:.2f} x uniform"
         )
+        if "annotated_classes" in batch:
+            caption += f"; negatives of {int(batch['annotated_classes'][row].sum())} classes"
         figures.append(f'<figure><img src="{_data_uri(picture)}"><figcaption>{caption}</figcaption></figure>')
     return f'<h2>Batch of step {step}: {len(figures)} images of {bucket}</h2><div class="row">{"".join(figures)}</div>'
+
+
+def _image_name(image_id: int, sets: Sequence[ImageSet]) -> str:
+    """'image 17', or of a mixed data set 'image 17 of set 1 (oid.json)'."""
+    if not sets:
+        return f"image {image_id}"
+    number, own = divmod(image_id, ID_STRIDE)
+    return f"image {own} of set {number} ({html.escape(sets[number].name)})"
 
 
 def draw_row(
@@ -219,6 +240,8 @@ def draw_row(
     rles = [None] * len(shown)  # of a model without masks
     if masks.size:
         rles = masks_to_rles(masks.astype(np.float32), boxes[shown], size=size)
+    if "gt_has_mask" in batch:
+        rles = [rle if has else None for rle, has in zip(rles, batch["gt_has_mask"][row][shown], strict=True)]
     objects = []
     for i, rle in zip(shown, rles, strict=True):
         x1, y1, x2, y2 = boxes[i].tolist()

@@ -11,9 +11,10 @@ K classes of the main set. Each set says which classes give negatives in its ima
 A class in which several classes of a set come together ("Man" and "Woman" in "person") is verified absent where all of
 them are, and verified where each of them is present or verified absent.
 
-The images of set number s (the main set is 0) have the ids s * 10**12 + their own. So ids do not collide, the main set
-has those it has alone, and they do not depend on what else is in a set. Of ids below 34 million, in up to a hundred
-sets, the low 32 bits do not collide either, which seed random draws on the device.
+The images of set number s (the main set is 0) have the ids s * 10**16 + their own. So ids do not collide, the main set
+has those it has alone, and they do not depend on what else is in a set. The device takes the low 32 bits for its random
+draws: of own ids below 24 million they do not collide either, in up to a hundred sets. (Open Images has larger ones; two
+images with the same low bits would have to be in one batch to draw alike.)
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from eql_jax.data.records import (
 )
 from eql_jax.data.validation import AnnotationError, FaultReport
 
-ID_STRIDE = 10**12
+ID_STRIDE = 10**16
 MAX_SETS = 100
 NEGATIVES = ("all", "annotated", "verified")
 
@@ -67,7 +68,7 @@ def mix(main: Annotations, extra: Sequence[ExtraSet]) -> Annotations:
     `raw` and `dataset()` are the main set's; the report is that of all.
 
     Raises:
-      AnnotationError: an image id of a set is 10**12 or more.
+      AnnotationError: an image id of a set is 10**16 or more.
       ValueError: no set or more than 99 are given, `negatives` is none of `NEGATIVES`, or the shares exceed 1.
     """
     shares = [one.share for one in extra]
@@ -128,11 +129,6 @@ def has_verified_classes(annotations: Annotations) -> bool:
         if record.neg_classes.size or record.not_exhaustive_classes.size:
             return True
     return False
-
-
-def set_of(sets: Sequence[ImageSet], position: int) -> int:
-    """The number of the set that an image is of, by its position in `Annotations.images`."""
-    return bisect_right([one.start for one in sets], position) - 1
 
 
 class MixedImages(LazyImages):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 
 import numpy as np
@@ -57,6 +58,41 @@ def test_page(page):
     assert f"tail ratio {100 * counts[tail].sum() / counts.sum():.2f} %" in text
     for probability in re.findall(r"sampling probability ([0-9.e-]+)", text):
         assert float(probability) == pytest.approx(1 / 6, rel=1e-2)  # all classes are in more than 1 % of the images
+
+
+def test_page_of_a_mixed_data_set(write_dataset, tmp_path):
+    """Each set's share and classes, and under each picture the set it is from; objects without masks are drawn."""
+    content = make_content([(96, 64), (64, 96), (90, 60), (96, 64)], objects_per_image=2)
+    paths = write_dataset(content)
+    for image in content["images"]:
+        image["neg_category_ids"] = [30]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 10
+        del annotation["segmentation"]
+    other = tmp_path / "a<b>.json"
+    other.write_text(json.dumps(content))
+    words = [
+        "--config=configs/custom.py",
+        f"--out={tmp_path / 'page'}",
+        f"--config.data.train_annotations={paths.json}",
+        f"--config.data.train_images={paths.images}",
+        f"--config.data.extra_sets=(({str(other)!r},{str(paths.images)!r},'',0.5),)",
+        "--config.data.buckets=((96,96),)",
+        "--config.data.shorter_side=(48,64)",
+        "--config.data.longest_side=96",
+        "--config.train.batch_size=2",
+    ]
+    text = browse(*parse_arguments(words)).read_text(encoding="utf-8")
+    assert (
+        "a&lt;b&gt;.json: 0.5 of the images drawn, 4 of 4 trained on; annotates 3 classes, negatives: verified" in text
+    )
+    assert "boxes only" in text and "a<b>" not in text
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert len(captions) == 4
+    names = [re.match(r"image (10[1-4]) of set ([01]) ", caption)[2] for caption in captions]
+    assert sorted(names) == ["0", "0", "1", "1"]
+    for name, caption in zip(names, captions, strict=True):
+        assert caption.endswith(f"negatives of {3 if name == '0' else 2} classes")
 
 
 def test_an_object_is_drawn_where_it_is():
