@@ -13,8 +13,8 @@ them are, and verified where each of them is present or verified absent.
 
 The images of set number s (the main set is 0) have the ids s * 10**16 + their own. So ids do not collide, the main set
 has those it has alone, and they do not depend on what else is in a set. The device takes the low 32 bits for its random
-draws: of own ids below 24 million they do not collide either, in up to a hundred sets. (Open Images has larger ones; two
-images with the same low bits would have to be in one batch to draw alike.)
+draws: of own ids below 24 million they do not collide either, in up to a hundred sets. (Open Images has larger ones:
+two images with the same low bits would have to be in one batch to draw alike.)
 """
 
 from __future__ import annotations
