@@ -8,6 +8,8 @@ records of each image are: a few bytes an image where they lie together, as in a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import os
 import tempfile
@@ -122,14 +124,23 @@ def spool(
     Raises:
       FileNotFoundError: there is no such file.
       EnsembleError: it is no results file, or a result cannot be used; the message names file and result.
+      OSError: it cannot be read, or there is no space for the temporary files.
     """
     path = str(path)
     records, text = tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=folder)
     try:
         runs, with_masks = _lay_out(path, records, text, known, progress)
-    except BaseException:
-        records.close()
-        text.close()
+        records.flush()
+        text.flush()
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # closing writes what is left, too
+            records.close()
+        with contextlib.suppress(OSError):
+            text.close()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            where = folder or tempfile.gettempdir()
+            reason = f"{error.strerror} (temporary files, as large as {path} unpacked)"
+            raise OSError(error.errno, reason, str(where)) from error
         raise
     return SpooledResults(path, records, text, with_masks, runs)
 

@@ -1,6 +1,9 @@
 """The command: from files to a file, its report, and what it says about files that cannot be used."""
 
+import errno
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -154,10 +157,23 @@ def test_files_that_do_not_go_together(tmp_path, capsys):
     assert main(["--results", a, c, *out]) == 2
     assert_error(capsys, r"a.json: no results for 1 of 2 images, such as image 2, which .*c.json has \(result 0\)")
     assert main(["--results", a, str(tmp_path / "none.json"), *out]) == 2
-    assert_error(capsys, r"results file .*none.json does not exist")
+    assert_error(capsys, r"^error: results file .*none.json does not exist$")
     (tmp_path / "cut.json").write_text('[{"image_id": 1,')
     assert main(["--results", a, str(tmp_path / "cut.json"), *out]) == 2
     assert_error(capsys, r"cut.json is cut off")
+
+
+def test_a_full_disk(tmp_path, capsys, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (a,) = write(tmp_path, a=[result()])
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
+    assert main(["--results", a, "--out", str(tmp_path / "out.json")]) == 2
+    assert_error(
+        capsys, r"No space left on device \(temporary files, as large as .*a.json unpacked\): '.*test_a_full_disk"
+    )
 
 
 def test_needs_no_jax():
