@@ -178,8 +178,8 @@ class MaskRCNN(ProposalNetwork):
 
         Args:
           batch: image, image_size, gt_boxes, gt_classes, gt_ignore, gt_masks ([B,G,0,0] will do without a mask head);
-            for config.eql.verified_negatives also verified_classes; annotated_classes where there are (see
-            eql_jax.data.pipeline).
+            for config.eql.verified_negatives also verified_classes; annotated_classes and gt_has_mask where there are
+            (see eql_jax.data.pipeline).
           keys: [B] PRNG keys, one per image.
           tail_mask: [K] bool or float32, T(f) of the equalization loss.
           rule: how anchors and RoIs are sampled, see ops.sampling; 'spread' for comparison with recorded runs.
@@ -188,7 +188,9 @@ class MaskRCNN(ProposalNetwork):
           float32 scalars: rpn_cls, rpn_box, cls, box and, with a mask head, mask (unweighted losses);
           num_positive_anchors, num_foreground.
         """
-        gt = GroundTruth(batch["gt_boxes"], batch["gt_classes"], batch["gt_ignore"], batch["gt_masks"])
+        gt = GroundTruth(
+            batch["gt_boxes"], batch["gt_classes"], batch["gt_ignore"], batch["gt_masks"], batch.get("gt_has_mask")
+        )
         pyramid = self.features(batch["image"], batch["image_size"], train=True)
         rpn = self.rpn(pyramid)
         anchors = self.anchors(pyramid)
@@ -258,11 +260,17 @@ class MaskRCNN(ProposalNetwork):
     def mask_losses(
         self, logits: jax.Array, slots: ForegroundSlots, gt: GroundTruth, mask_targets: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """Mask logits [B*F,M,M] of the foreground slots -> mask; mask_targets as in `roi_losses`."""
+        """Mask logits [B*F,M,M] of the foreground slots -> mask; mask_targets as in `roi_losses`.
+
+        RoIs of objects without a mask do not count, nor do they for the divisor.
+        """
         if mask_targets is None:
             crop = map_images(lambda m, b, r, i: crop_and_resize_masks(m, b, r, i, size=logits.shape[-1]))
             mask_targets = crop(gt.masks, gt.boxes, slots.boxes, slots.matched)
-        return {"mask": losses.mask_loss(logits, mask_targets.reshape(logits.shape), slots.is_object)}
+        counted = slots.is_object
+        if gt.has_mask is not None:
+            counted &= map_images(lambda known, matched: known[matched])(gt.has_mask, slots.matched).reshape(-1)
+        return {"mask": losses.mask_loss(logits, mask_targets.reshape(logits.shape), counted)}
 
     def classification_loss(self, logits: jax.Array, labels: jax.Array, rules: ClassRules) -> jax.Array:
         """The configured loss of logits [B,R,K] or [B,R,K+1] with labels [B,R] (K background, -1 empty)."""

@@ -14,12 +14,16 @@ from eql_jax.ops import matching, sampling
 
 
 class GroundTruth(NamedTuple):
-    """Objects of an image: boxes [G,4], classes [G] (-1 padding), ignore [G] bool, masks [G,M,M] cropped to the box."""
+    """Objects of an image: boxes [G,4], classes [G] (-1 padding), ignore [G] bool, masks [G,M,M] cropped to the box.
+
+    has_mask: [G] bool, objects whose mask is known; None: all.
+    """
 
     boxes: jax.Array
     classes: jax.Array
     ignore: jax.Array
     masks: jax.Array
+    has_mask: jax.Array | None = None
 
 
 class RPNTargets(NamedTuple):
