@@ -31,6 +31,10 @@ FAULT_KINDS = {
     "empty segmentation": "no polygon or mask (left); the object is left out",
     "bad mask": "run-length mask that is malformed or of another size than its image; the object is left out",
     "bad annotation record": "annotation without usable id; left out",
+    "bad line": "line of a CSV that lacks columns, or with something else where a number is expected; left out",
+    "unknown label": "box of a label that the list of classes does not have; left out",
+    "duplicate box": "box with the label, the corners and the flags of an earlier one; left out",
+    "image without size": "image that no file and no table gives a width and height for; left out with its boxes",
 }
 
 
