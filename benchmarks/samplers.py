@@ -6,8 +6,10 @@
 batch, with the order of the epoch; `us_per_batch`: the batches after it, in which the order of a new epoch may fall
 (the same number of steps everywhere); both are medians over `--repeats` fresh samplers, the steps in turns. `kib`: the
 most memory held meanwhile beyond the weights, once; it is larger where the end of an epoch falls among the batches, as
-the orders of two epochs are then held. `_ratio`: to the same at step 0. A last row has the making of the weights from
-the classes of as many images, 12.7 objects each as in LVIS v1.
+the orders of two epochs are then held. `_ratio`: to the same at step 0. The kind `mixed` is repeat_factor for two sets,
+the second with 26 % of the images and of the rows, more of them in some buckets than in others; `rows_off` is how far
+the rows of that set have ever been from its share in the first `--batches` times ten steps. A last row has the making
+of the weights from the classes of as many images, 12.7 objects each as in LVIS v1.
 """
 
 import argparse
@@ -57,6 +59,12 @@ def peak_bytes(make, step: int, batches: int) -> int:
     return peak
 
 
+def rows_off(sampler: Sampler, sets: np.ndarray, share: float, steps: int) -> float:
+    """The largest distance of the rows that set 1 has had from its share of them, over the first steps."""
+    rows = np.cumsum([np.count_nonzero(sets[sampler.batch(step).indices]) for step in range(steps)])
+    return float(np.abs(rows - share * sampler.batch_size * np.arange(1, steps + 1)).max())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
@@ -77,10 +85,14 @@ def main() -> None:
     (factor_seconds, factors), (probability_seconds, probabilities) = times
 
     buckets = np.random.default_rng(1).choice(3, args.images, p=[0.7, 0.25, 0.05])
+    # Set 1 is half of bucket 2, a third of bucket 1 and the rest of its images in bucket 0.
+    sets = (np.random.default_rng(2).random(args.images) < np.array([0.22, 0.34, 0.5])[buckets]).astype(np.int64)
+    share = float(sets.mean())
     kinds = {
         "uniform": {},
         "repeat_factor": {"factors": factors},
         "class_aware": {"probabilities": probabilities},
+        "mixed": {"factors": factors, "sets": sets, "shares": (1 - share, share)},
     }
     for kind, weights in kinds.items():
 
@@ -102,6 +114,7 @@ def main() -> None:
             first = first or row
             ratios = {f"{key}_ratio": row[key] / first[key] for key in row}
             report({"sampler": kind, "images": args.images, "step": step, **row, **ratios})
+    report({"sampler": "mixed", "share": share, "rows_off": rows_off(make(), sets, share, 10 * args.batches)})
     report(
         {
             "images": args.images,
