@@ -2,6 +2,7 @@
 
     python -m eql_jax.convert detectron2 MODEL.pkl --config=configs/lvis_v1_r50_eql.py --workdir=runs/zoo
     python -m eql_jax.convert detectron2 R-50.pkl --backbone-only --config=... --workdir=runs/msra_r50
+    python -m eql_jax.convert cadene senet154.pth --backbone-only --config=... --workdir=runs/senet154
     python -m eql_jax.convert torchvision maskrcnn.pth --config=... --annotations=instances_val2017.json --workdir=DIR
     python -m eql_jax.convert --to detectron2 --workdir=runs/lvis_v1_r50_eql --out=model.pkl
 
@@ -36,14 +37,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("source", nargs="?", choices=("detectron2", "torchvision"), help="where the file comes from")
+    add("source", nargs="?", choices=("detectron2", "torchvision", "cadene"), help="where the file comes from")
     add("file", nargs="?", type=Path, help="the weights, .pkl or .pth")
     add("--config", help="the config of the model (a Python file or the config.json of a run)")
     add("--workdir", required=True, type=Path, help="where the checkpoint goes; with --to: where it is read")
     add("--annotations", help="LVIS or COCO JSON that names the classes (default: those of config.data.frequencies)")
     add("--source-config", type=Path, help="the complete config.yaml of the detectron2 model")
     add("--channels", choices=("bgr", "rgb"), help="channel order that the file's first convolution expects")
-    add("--backbone-only", action="store_true", help="take the ResNet, initialise everything else")
+    add("--backbone-only", action="store_true", help="take the backbone, initialise everything else")
     add("--new-classes", action="store_true", help="initialise the layers that have rows per class")
     add("--norm-eps", type=float, help="eps of the file's norms (torchvision's published COCO models: 0)")
     add("--to", choices=("detectron2",), help="the way back: write a checkpoint's weights in detectron2's form")
@@ -60,12 +61,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
             parser.error("--to detectron2 needs --out, the .pkl to write")
     else:
         if options.source is None or options.file is None:
-            parser.error("expected the source and the file: detectron2 MODEL.pkl or torchvision MODEL.pth")
+            parser.error(
+                "expected the source and the file: detectron2 MODEL.pkl, torchvision MODEL.pth or cadene MODEL.pth"
+            )
         if options.config is None:
             parser.error("--config is missing: the config of the model that the weights are for")
         if options.out is not None or options.checkpoint != "best":
             parser.error("--out and --checkpoint go with --to")
-        if options.source == "torchvision" and options.source_config:
+        if options.source != "detectron2" and options.source_config:
             parser.error("--source-config is for detectron2")
     return options, overrides
 

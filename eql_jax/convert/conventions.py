@@ -44,10 +44,18 @@ _TORCHVISION = {
     "model.pixel_std": IMAGENET_STD,
     "model.backbone.stride_in_1x1": False,
 }
+# ResNeXts that Facebook trained in Caffe2 (X-101-32x8d), as the model zoo's configs have them. 64x4d is a conversion
+# from Torch, with the stride in the same place and, in Detectron's configs, no division by a std.
+_CAFFE2_RESNEXT = {**_MSRA, "model.pixel_std": IMAGENET_STD, "model.backbone.stride_in_1x1": False}
+_CAFFE2_64X4D = {**_MSRA, "model.backbone.stride_in_1x1": False}
 _DETECTRON2_HEADS = {"model.roi.sampling_ratio": 0, "model.roi.aligned": True, "model.rpn.round_anchors": False}
 FAMILIES = {
     "detectron2": Family("detectron2's defaults", BGR, _MSRA, _DETECTRON2_HEADS, True),
     "caffe2": Family("MSRA's ImageNet weights of Caffe2", BGR, _MSRA, _DETECTRON2_HEADS, False),
+    "detectron2 resnext": Family("detectron2's ResNeXt configs", BGR, _CAFFE2_RESNEXT, _DETECTRON2_HEADS, True),
+    "caffe2 resnext": Family("ResNeXt of Caffe2", BGR, _CAFFE2_RESNEXT, _DETECTRON2_HEADS, False),
+    "caffe2 64x4d": Family("ResNeXt 64x4d in Detectron's configs", BGR, _CAFFE2_64X4D, _DETECTRON2_HEADS, True),
+    "cadene": Family("Cadene's SENets", RGB, _TORCHVISION, {}, False),
     "torchvision in detectron2's names": Family(
         "torchvision's weights in detectron2's names", RGB, _TORCHVISION, _DETECTRON2_HEADS, False
     ),
@@ -73,15 +81,16 @@ class Setting(NamedTuple):
     origin: str
 
 
-def family_of(source: str, author: str, is_caffe2: bool) -> Family:
-    """The family of a file: `source` is the command's word, `author` what the file says of itself."""
-    if source == "torchvision":
-        return FAMILIES["torchvision"]
+def family_of(source: str, author: str, is_caffe2: bool, groups: int = 1) -> Family:
+    """The family of a file: `source` is the command's word, `author` what the file says of itself, `groups` are those
+    of its 3x3 convolutions."""
+    if source in ("torchvision", "cadene"):
+        return FAMILIES[source]
     if is_caffe2:
-        return FAMILIES["caffe2"]
+        return FAMILIES["caffe2" if groups == 1 else "caffe2 64x4d" if groups == 64 else "caffe2 resnext"]
     if author == "torchvision":
         return FAMILIES["torchvision in detectron2's names"]
-    return FAMILIES["detectron2"]
+    return FAMILIES["detectron2" if groups == 1 else "detectron2 resnext"]
 
 
 def settle(
@@ -153,7 +162,8 @@ def check_cell_anchors(tensors: Mapping[str, np.ndarray], config: ConfigDict) ->
         return
     sizes = config.model.rpn.anchor_sizes
     ratios = tuple(config.model.rpn.aspect_ratios)
-    own = {level: cell_anchors((size,), ratios) for level, size in enumerate(sizes)}
+    levels = [sizes] if config.model.architecture == "c4" else [(size,) for size in sizes]
+    own = {level: cell_anchors(of_level, ratios) for level, of_level in enumerate(levels)}
     for level in sorted(stored.keys() | own.keys()):
         a, b = stored.get(level), own.get(level)
         if a is None or b is None or a.shape != b.shape or np.abs(a - b).max() > 0.01:

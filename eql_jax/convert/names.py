@@ -1,6 +1,7 @@
 """From the names of other sources to detectron2's, as tables of (pattern, replacement).
 
-Prefixes: detectron2 calls the ResNet backbone.bottom_up, and files of a backbone alone leave that out.
+Prefixes: detectron2 calls the ResNet of an FPN backbone.bottom_up, that of a C4 model backbone, whose res5 is in
+roi_heads; files of a backbone alone leave that out.
 """
 
 import re
@@ -10,7 +11,8 @@ import numpy as np
 
 from eql_jax.convert.errors import ConversionError
 
-BOTTOM_UP = "backbone.bottom_up."
+_PREFIXES = {"fpn": "backbone.bottom_up.", "c4": "backbone."}
+_STAGE = re.compile(r"(?:backbone\.bottom_up\.|backbone\.|roi_heads\.(?=res5\.))?((?:stem|res[2-5])\..+)")
 
 # Caffe2 names of the MSRA ImageNet weights: conv1_w, res_conv1_bn_s, res2_0_branch2a_w, res2_0_branch2a_bn_s ...
 CAFFE2 = (
@@ -67,6 +69,22 @@ _TORCHVISION_BLOCK = (
     (r"(res[2-5]\.\d+)\.downsample\.1\.(\w+)", r"\1.shortcut.norm.\2"),
 )
 
+# Cadene's pretrained-models, senet154: a stem of three convolutions, torchvision's names for the rest of a block.
+CADENE = (
+    (r"layer0\.conv([123])\.weight", r"stem.conv\1.weight"),
+    (r"layer0\.bn([123])\.(\w+)", r"stem.conv\1.norm.\2"),
+    (r"layer1\.(.+)", r"res2.\1"),
+    (r"layer2\.(.+)", r"res3.\1"),
+    (r"layer3\.(.+)", r"res4.\1"),
+    (r"layer4\.(.+)", r"res5.\1"),
+    (r"last_linear\.(weight|bias)", r"classifier.\1"),
+)
+_CADENE_BLOCK = (
+    *_TORCHVISION_BLOCK,
+    (r"(res[2-5]\.\d+)\.se_module\.fc1\.(\w+)", r"\1.se_reduce.\2"),
+    (r"(res[2-5]\.\d+)\.se_module\.fc2\.(\w+)", r"\1.se_expand.\2"),
+)
+
 
 def is_caffe2(names: Sequence[str]) -> bool:
     """Whether the names are those of the MSRA weights."""
@@ -92,6 +110,12 @@ def torchvision_to_detectron2(tensors: Mapping[str, np.ndarray]) -> dict[str, np
         return re.sub(r"\{(\d)\}", lambda m: str(int(m[1]) + 2), renamed)
 
     return _renamed(tensors, rename)
+
+
+def cadene_to_detectron2(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Renames the SENets of Cadene's pretrained-models. detectron2 has none: stem.conv1 to conv3 and a block's
+    se_reduce and se_expand are names of this package."""
+    return _renamed(tensors, lambda name: substitute(substitute(name, CADENE), _CADENE_BLOCK))
 
 
 def move_background_last(tensors: Mapping[str, np.ndarray], rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
@@ -123,10 +147,32 @@ def move_background_last(tensors: Mapping[str, np.ndarray], rows: Sequence[int] 
     return out
 
 
-def with_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Puts backbone.bottom_up before the names of a bare ResNet."""
-    bare = re.compile(r"(stem|res[2-5])\.")
-    return {BOTTOM_UP + name if bare.match(name) else name: value for name, value in tensors.items()}
+def backbone_prefix(architecture: str) -> str:
+    """What detectron2 puts before stem and res2, for config.model.architecture 'fpn' or 'c4'."""
+    return _PREFIXES[architecture]
+
+
+def with_prefix(
+    tensors: Mapping[str, np.ndarray], architecture: str, *, backbone_only: bool = False
+) -> dict[str, np.ndarray]:
+    """Puts the architecture's prefixes before the names of a bare ResNet: for 'c4', res5 is the heads'.
+
+    backbone_only: also in place of other prefixes, so that an FPN's ResNet serves a C4 model and the other way round.
+    """
+    prefix = backbone_prefix(architecture)
+    out = {}
+    for name, value in tensors.items():
+        match = _STAGE.fullmatch(name)
+        if match and (backbone_only or match.start(1) == 0):
+            in_heads = architecture == "c4" and match[1].startswith("res5.")
+            name = f"{'roi_heads.' if in_heads else prefix}{match[1]}"
+        out[name] = value
+    return out
+
+
+def is_backbone(name: str) -> bool:
+    """Whether a tensor belongs to the stem or the stages, wherever they are."""
+    return _STAGE.fullmatch(name) is not None
 
 
 def complete_norms(tensors: Mapping[str, np.ndarray], eps: float = 1e-5) -> dict[str, np.ndarray]:
@@ -136,7 +182,7 @@ def complete_norms(tensors: Mapping[str, np.ndarray], eps: float = 1e-5) -> dict
     """
     out = dict(tensors)
     for name in tensors:
-        if name.startswith(BOTTOM_UP) and name.endswith(".norm.weight"):
+        if is_backbone(name) and name.endswith(".norm.weight"):
             stem = name.removesuffix("weight")
             out.setdefault(stem + "running_mean", np.zeros_like(tensors[name]))
             out.setdefault(stem + "running_var", np.ones_like(tensors[name]) - np.float32(eps))

@@ -12,10 +12,11 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from eql_jax.convert import names
-from eql_jax.convert.conventions import BGR, Setting, apply_settings, check_cell_anchors, family_of, settle
+from eql_jax.convert.conventions import BGR, Family, Setting, apply_settings, check_cell_anchors, family_of, settle
 from eql_jax.convert.errors import ConversionError
 from eql_jax.convert.files import WeightFile, read_weights
 from eql_jax.convert.source_config import SourceConfig
+from eql_jax.convert.structure import class_count_message, groups_of, hints
 from eql_jax.convert.table import Match, detectron2_table, match_tensors, to_detectron2
 from eql_jax.convert.unpickle import write_pickle
 from eql_jax.models import build_model, init_model
@@ -30,6 +31,7 @@ _UNUSED = (
     (r"pixel_(mean|std)", "taken into the config"),
     (r"classifier\.(weight|bias|w|b)", "the ImageNet classifier"),
 )
+_NORM_NAMES = {"none": "", "frozen_batch_norm": "FrozenBN", "batch_norm": "SyncBN", "group_norm": "GN"}
 _SHOWN = 12  # names that a list in a message gives
 
 
@@ -38,7 +40,8 @@ class Options(NamedTuple):
 
     Attributes:
       channels: 'bgr' or 'rgb', None: as the file's family has it.
-      backbone_only: take the ResNet and initialise the rest.
+      backbone_only: take the backbone (for C4 res5 too, which the heads have) and initialise the rest, and the offsets
+        of deformable convolutions where the file has plain ones.
       new_classes: initialise what has rows per class.
       norm_eps: eps of the frozen norms the file was trained with, None: 1e-5 (torchvision's COCO models: 0).
       class_rows: for torchvision, row of each class; None: 1, 2, ...
@@ -73,7 +76,8 @@ def convert(
     """Reads a weight file for the model of `config`. Writes nothing.
 
     Args:
-      source: 'detectron2' (its zoo, a trainer's checkpoint, MSRA's ImageNet weights) or 'torchvision'.
+      source: 'detectron2' (its zoo, a trainer's checkpoint, ImageNet weights of MSRA and Caffe2), 'torchvision', or
+        'cadene' (senet154 of pretrained-models, for `backbone_only`).
       path: the file.
       config: the whole config. A copy of it gets the conventions of the file (see `conventions`).
       classes: of the data set, K of them.
@@ -85,7 +89,7 @@ def convert(
       ConversionError: the file cannot be read or does not fit; every missing, unused and mis-shaped tensor is listed.
     """
     file = read_weights(path)
-    tensors, family = _in_detectron2_names(source, file, options)
+    tensors, family, eps = _in_detectron2_names(source, file, options)
     if source_config is not None and source_config.background_logit:
         tensors = _without_background_logit(tensors)
     settings = settle(
@@ -98,10 +102,11 @@ def convert(
     config = config.copy_and_resolve_references()
     config.unlock()
     report = [f"{path}: {len(tensors)} tensors", *apply_settings(config, settings, overridden=overridden)]
+    tensors = _for_architecture(tensors, config, options, eps)
     if file.cast:
         report.append(f"{len(file.cast)} tensors converted to float32: {_names(file.cast)}")
     if source_config is not None and source_config.num_classes != len(classes) and not options.new_classes:
-        raise ConversionError(_class_count_message(path, source_config.num_classes, len(classes)))
+        raise ConversionError(class_count_message(path, source_config.num_classes, len(classes)))
     if not options.backbone_only:
         check_cell_anchors(tensors, config)
 
@@ -111,7 +116,7 @@ def convert(
     shapes = {name: leaf.shape for name, leaf in wanted.items()}
     table = detectron2_table(config, channels=settings["channels"].value)
     match = match_tensors(tensors, shapes, table)
-    fresh = _check(match, path, tensors, options, len(classes))
+    fresh = _check(match, path, tensors, config, options, len(classes))
     arrays = {name: np.ascontiguousarray(array) for name, array in match.arrays.items() if name not in fresh}
     faulty = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if faulty:
@@ -173,11 +178,14 @@ def export_detectron2(workdir: str | Path, out: Path, *, checkpoint: str = "best
       channels: order of the first convolution's inputs, detectron2's INPUT.FORMAT.
 
     Raises:
-      CheckpointError: no such checkpoint. ConversionError: `out` exists or cannot be written.
+      CheckpointError: no such checkpoint. ConversionError: `out` exists or cannot be written, or detectron2 has no such
+        model (a SENet).
     """
     if out.exists():
         raise ConversionError(f"{out} exists already; choose another --out, or remove it")
     found = load_for_inference(workdir, checkpoint=checkpoint)
+    if found.config.model.backbone.kind == "senet":
+        raise ConversionError(f"{workdir} has a SENet backbone, which detectron2 does not have")
     arrays = {name: np.asarray(array) for name, array in flatten(found.variables).items()}
     tensors = to_detectron2(arrays, detectron2_table(found.config, channels=channels))
     content = {"model": tensors, "__author__": "eql_jax", "matching_heuristics": False}
@@ -190,25 +198,74 @@ def export_detectron2(workdir: str | Path, out: Path, *, checkpoint: str = "best
     except OSError as e:
         temporary.unlink(missing_ok=True)
         raise ConversionError(f"{out} cannot be written: {e.strerror or e}") from e
-    m, step = found.config.model, -1 if channels == BGR else 1
-    report = [
-        f"{out}: {len(tensors)} tensors of step {found.step}. In detectron2 set",
-        f"  INPUT.FORMAT {channels.upper()}",
-        f"  MODEL.PIXEL_MEAN {list(m.pixel_mean)[::step]}",
-        f"  MODEL.PIXEL_STD {list(m.pixel_std)[::step]}",
-        f"  MODEL.RESNETS.DEPTH {m.backbone.depth}",
-        f"  MODEL.RESNETS.STRIDE_IN_1X1 {m.backbone.stride_in_1x1}",
-        f"  MODEL.ROI_HEADS.NUM_CLASSES {len(found.classes)}",
-        f"  MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO {m.roi.sampling_ratio}, the same for ROI_MASK_HEAD",
-        f"  a box predictor for the loss '{m.box_head.loss}'"
-        + (" (detectron2's own)" if m.box_head.loss == "softmax" else " (K logits, no background column)"),
-    ]
+    report = [f"{out}: {len(tensors)} tensors of step {found.step}. In detectron2 set"]
+    report += [f"  {line}" for line in _detectron2_settings(found.config.model, len(found.classes), channels)]
     return Exported(tensors, report)
 
 
+def _detectron2_settings(m: ConfigDict, num_classes: int, channels: str) -> list[str]:
+    """Lines 'KEY value' of what config.model is in detectron2, the defaults of its FPN configs left out."""
+    b, h, c4, step = m.backbone, m.box_head, m.architecture == "c4", -1 if channels == BGR else 1
+    heads = "Res5ROIHeads" if c4 else "CascadeROIHeads" if m.cascade.ious else "StandardROIHeads"
+    lines = [
+        "MODEL.META_ARCHITECTURE GeneralizedRCNN",
+        f"MODEL.BACKBONE.NAME build_resnet_{'' if c4 else 'fpn_'}backbone",
+        f"MODEL.ROI_HEADS.NAME {heads}",
+        f"MODEL.MASK_ON {m.with_mask}",
+        f"INPUT.FORMAT {channels.upper()}",
+        f"MODEL.PIXEL_MEAN {list(m.pixel_mean)[::step]}",
+        f"MODEL.PIXEL_STD {list(m.pixel_std)[::step]}",
+        f"MODEL.RESNETS.DEPTH {b.depth}",
+        f"MODEL.RESNETS.STRIDE_IN_1X1 {b.stride_in_1x1}",
+        f"MODEL.RESNETS.NORM {_NORM_NAMES[b.norm]}",
+    ]
+    if b.groups != 1 or b.width_per_group:
+        lines += [
+            f"MODEL.RESNETS.NUM_GROUPS {b.groups}",
+            f"MODEL.RESNETS.WIDTH_PER_GROUP {b.width_per_group or b.width // b.groups}",
+        ]
+    if b.deform_stages:
+        lines += [
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {[stage in b.deform_stages for stage in (2, 3, 4, 5)]}",
+            f"MODEL.RESNETS.DEFORM_MODULATED {b.deform_modulated}",
+            f"MODEL.RESNETS.DEFORM_NUM_GROUPS {b.deform_groups}",
+        ]
+    if m.cascade.ious:
+        lines += [
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS {list(m.cascade.ious)}",
+            f"MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS {[[w, w, w / 2, w / 2] for w in m.cascade.box_weights]}",
+        ]
+    lines.append(f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG {h.class_agnostic_boxes}")
+    if h.num_convs and not c4:
+        lines += [
+            f"MODEL.ROI_BOX_HEAD.NUM_CONV {h.num_convs}, CONV_DIM {h.conv_dim}, NORM {_NORM_NAMES[h.norm]!r}",
+            f"MODEL.ROI_BOX_HEAD.NUM_FC {h.num_fc}",
+        ]
+    if m.with_mask:
+        k = m.mask_head
+        lines += [
+            f"MODEL.ROI_MASK_HEAD.NUM_CONV {k.num_convs}, NORM {_NORM_NAMES[k.norm]!r}",
+            f"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK {k.class_agnostic}",
+        ]
+    return [
+        *lines,
+        f"MODEL.ROI_HEADS.NUM_CLASSES {num_classes}",
+        f"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO {m.roi.sampling_ratio}, the same for ROI_MASK_HEAD",
+        f"a box predictor for the loss '{h.loss}'"
+        + (" (detectron2's own)" if h.loss == "softmax" else " (K logits, no background column)"),
+    ]
+
+
 # ---------------------------------------------------------------------------------------------------- reading
-def _in_detectron2_names(source: str, file: WeightFile, options: Options):
+def _in_detectron2_names(
+    source: str, file: WeightFile, options: Options
+) -> tuple[dict[str, np.ndarray], Family, float]:
+    """The tensors by detectron2's names, without prefixes where the file has none; the family; eps of the norms."""
     tensors, is_caffe2 = file.tensors, names.is_caffe2(list(file.tensors))
+    if source == "cadene":
+        if not options.backbone_only:
+            raise ConversionError(f"{file.path}: SENets are ImageNet classifiers; --backbone-only takes the backbone")
+        tensors = names.cadene_to_detectron2(tensors)
     if source == "torchvision":
         tracked = any(name.endswith("num_batches_tracked") for name in tensors)
         tensors = names.torchvision_to_detectron2(tensors)
@@ -218,11 +275,21 @@ def _in_detectron2_names(source: str, file: WeightFile, options: Options):
         if is_caffe2:
             tensors = names.caffe2_to_detectron2(tensors)
         eps = 1e-5 if options.norm_eps is None else options.norm_eps
-    tensors = names.complete_norms(names.with_prefix(tensors))
+    groups, _ = groups_of(tensors)
+    return dict(tensors), family_of(source, file.author, is_caffe2, groups), eps
+
+
+def _for_architecture(
+    tensors: Mapping[str, np.ndarray], config: ConfigDict, options: Options, eps: float
+) -> dict[str, np.ndarray]:
+    """With the prefixes and the complete norms of the config's backbone."""
+    tensors = names.with_prefix(tensors, config.model.architecture, backbone_only=options.backbone_only)
+    if config.model.backbone.norm != "group_norm":
+        tensors = names.complete_norms(tensors)
     if eps != 1e-5:  # the norm here adds 1e-5 to the variance
         shift = np.float32(eps - 1e-5)
         tensors = {k: v + shift if k.endswith(".running_var") else v for k, v in tensors.items()}
-    return tensors, family_of(source, file.author, is_caffe2)
+    return tensors
 
 
 def _chosen_settings(source_config: SourceConfig | None, options: Options) -> dict[str, Setting] | None:
@@ -234,13 +301,18 @@ def _chosen_settings(source_config: SourceConfig | None, options: Options) -> di
 
 def _without_background_logit(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Drops the last row of the classifier, which detectron2's sigmoid loss neither trains nor reads."""
-    part = "roi_heads.box_predictor.cls_score."
-    return {k: v[:-1] if k.startswith(part) else v for k, v in tensors.items()}
+    part = re.compile(r"roi_heads\.box_predictor\.(\d+\.)?cls_score\.")
+    return {k: v[:-1] if part.match(k) else v for k, v in tensors.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- checking
 def _check(
-    match: Match, path: str | Path, tensors: Mapping[str, np.ndarray], options: Options, num_classes: int
+    match: Match,
+    path: str | Path,
+    tensors: Mapping[str, np.ndarray],
+    config: ConfigDict,
+    options: Options,
+    num_classes: int,
 ) -> list[str]:
     """Paths to initialise afresh.
 
@@ -249,8 +321,10 @@ def _check(
     """
     fresh = []
     if options.backbone_only:
-        every = [*match.arrays, *(m[0] for m in (*match.missing, *match.misshaped))]
-        fresh = [p for p in every if p.split("/")[1] != "backbone"]
+        # Offsets begin at zero on weights of plain convolutions.
+        plain = not any(".conv2_offset." in name for name in tensors)
+        offsets = {p for p, name in match.names.items() if plain and ".conv2_offset." in name}
+        fresh = [p for p, name in match.names.items() if p in offsets or not names.is_backbone(name)]
     elif options.new_classes:
         fresh = sorted(match.of_classes)
     skip = set(fresh)
@@ -258,7 +332,7 @@ def _check(
     misshaped = [m for m in match.misshaped if m[0] not in skip]
     unused = _explained(match.unused).get("", [])
     if options.backbone_only:
-        unused = [name for name in unused if name.startswith(names.BOTTOM_UP)]
+        unused = [name for name in unused if names.is_backbone(name)]
     if not (missing or misshaped or unused):
         return fresh
     blocks = [f"{path} does not fit the model; nothing was written."]
@@ -270,7 +344,8 @@ def _check(
     if unused:
         shapes = (f"  {name} {tensors[name].shape}" for name in unused)
         blocks += [f"not used by the model ({len(unused)}):", *shapes]
-    blocks += _hints(match, missing, misshaped, unused, tensors, num_classes)
+    backbone_only, new_classes = options.backbone_only, options.new_classes
+    blocks += hints(tensors, config, num_classes, backbone_only=backbone_only, new_classes=new_classes)
     raise ConversionError("\n".join(blocks))
 
 
@@ -281,43 +356,6 @@ def _explained(unused: Sequence[str]) -> dict[str, list[str]]:
         reason = next((why for pattern, why in _UNUSED if re.fullmatch(pattern, name)), "")
         found.setdefault(reason, []).append(name)
     return found
-
-
-def _hints(match: Match, missing, misshaped, unused, tensors, num_classes: int) -> list[str]:
-    """What the differences look like."""
-    hints = []
-    joined = " ".join(tensors)
-    others = {
-        "roi_heads.res5.": "a C4 model (the heads run res5), which is not built here",
-        "roi_heads.box_head.0.": "a Cascade R-CNN, which is not built here",
-        ".conv2_offset": "a model with deformable convolutions, which is not built here",
-        "keypoint_head": "a keypoint model, which is not built here",
-        "head.cls_subnet": "a RetinaNet, which is not built here",
-    }
-    hints += [f"The file is of {what}." for part, what in others.items() if part in joined]
-    if not hints and any(re.search(r"\.conv2\.weight$", m[1]) and m[2][1] != m[3][1] for m in misshaped):
-        hints.append("Grouped 3x3 convolutions: a ResNeXt, or another model.backbone.width.")
-    if not hints and any(re.search(r"res4\.(6|22)\.", name) for name in unused):
-        hints.append("The file's res4 has more blocks: set config.model.backbone.depth=101.")
-    if any("/res4_6/" in p for p, _ in missing) and not hints:
-        hints.append("The file's res4 has fewer blocks: set config.model.backbone.depth=50.")
-    rows = [m for m in misshaped if m[1] == "roi_heads.box_predictor.cls_score.bias"]
-    if rows and rows[0][2][0] == rows[0][3][0] + 1:
-        hints.append("One row more than classes: a softmax head; set config.model.box_head.loss=softmax.")
-    elif rows and rows[0][2][0] == rows[0][3][0] - 1:
-        hints.append("One row less than classes and background: a sigmoid head; set config.model.box_head.loss=eql.")
-    elif rows:
-        hints.append(_class_count_message("The file", rows[0][2][0], num_classes))
-    if len(missing) > 20 and not any(p.split("/")[1] == "backbone" for p, _ in missing):
-        hints.append("The file holds a backbone alone: --backbone-only takes it and initialises the rest.")
-    return hints
-
-
-def _class_count_message(what: str | Path, found: int, expected: int) -> str:
-    return (
-        f"{what} has {found} classes, the data set {expected}. Give --annotations of the data set it was trained on, "
-        "or --new-classes to load everything but the layers with rows per class"
-    )
 
 
 def _names(found: Sequence[str]) -> str:

@@ -1,10 +1,11 @@
 """The table between detectron2's tensors and this package's parameters, and the two ways through it.
 
-A rule is (detectron2's name, path here, transform); {stage}, {block}, {conv}, {level} and {i} stand for the same text
-on both sides. Every parameter has one rule, so the table serves both directions, and a round trip is bit-exact because
-the transforms only permute.
+A rule is (detectron2's name, path here, transform); {stage}, {block}, {conv}, {level}, {i} and {k} stand for the same
+text on both sides. Every parameter has one rule, so the table serves both directions, and a round trip is bit-exact
+because the transforms only permute.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -12,14 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from eql_jax.convert.names import BOTTOM_UP
+from eql_jax.convert.names import backbone_prefix
 
 _PLACEHOLDERS = {
     "stage": r"res[2-5]",
     "block": r"\d+",
     "conv": r"conv[123]|shortcut",
+    "squeeze": r"se_reduce|se_expand",
     "level": r"[2-5]",
     "i": r"\d+",
+    "k": r"\d+",
 }
 
 
@@ -44,8 +47,18 @@ class Rule(NamedTuple):
         return None if match is None else self.source.format(**match.groupdict())
 
 
+@functools.cache
 def _regex(template: str) -> str:
-    return re.sub(r"\\\{(\w+)\\\}", lambda m: f"(?P<{m[1]}>{_PLACEHOLDERS[m[1]]})", re.escape(template))
+    seen: set[str] = set()
+
+    def group(match: re.Match) -> str:
+        name = match[1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>{_PLACEHOLDERS[name]})"
+
+    return re.sub(r"\\\{(\w+)\\\}", group, re.escape(template))
 
 
 def _permute(*axes: int) -> Transform:
@@ -119,34 +132,59 @@ def _layer(source: str, path: str, transform: Transform, *, classes: bool = Fals
 
 
 def detectron2_table(config: ConfigDict, *, channels: str) -> list[Rule]:
-    """The table for the model of `config` (the whole config); channels: 'bgr' or 'rgb', the order the file expects."""
+    """The table for the model of `config` (the whole config); channels: 'bgr' or 'rgb', the order the file expects.
+
+    detectron2 has no SENet; its parts go by the names that `names.cadene_to_detectron2` gives them.
+    """
     m = config.model
-    rpn, heads = "proposal_generator.rpn_head", "roi_heads"
+    rpn = "proposal_generator.rpn_head"
     return [
-        *_conv(f"{BOTTOM_UP}stem.conv1", "backbone/stem", m.backbone.norm, stem(channels)),
-        *_conv(f"{BOTTOM_UP}{{stage}}.{{block}}.{{conv}}", "backbone/{stage}_{block}/{conv}", m.backbone.norm),
+        *_backbone(m, channels),
         *_conv("backbone.fpn_lateral{level}", "fpn/lateral{level}", m.fpn.norm),
         *_conv("backbone.fpn_output{level}", "fpn/output{level}", m.fpn.norm),
         *_layer(f"{rpn}.conv", "rpn_head/conv", CONV),
         *_layer(f"{rpn}.objectness_logits", "rpn_head/objectness", CONV),
         *_layer(f"{rpn}.anchor_deltas", "rpn_head/anchor_deltas", CONV),
-        *_layer(f"{heads}.box_head.fc1", "box_head/fc1", flattened(m.box_head.pool_size)),
-        *_layer(f"{heads}.box_head.fc{{i}}", "box_head/fc{i}", LINEAR),
-        *_layer(f"{heads}.box_predictor.cls_score", "box_head/cls_score", LINEAR, classes=True),
+        *_box_head(m),
+        *_conv("roi_heads.mask_head.mask_fcn{i}", "mask_head/conv{i}", m.mask_head.norm),
+        *_layer("roi_heads.mask_head.deconv", "mask_head/deconv", DECONV),
         *_layer(
-            f"{heads}.box_predictor.bbox_pred",
-            "box_head/bbox_pred",
-            LINEAR,
-            classes=not m.box_head.class_agnostic_boxes,
-        ),
-        *_layer(f"{heads}.mask_head.mask_fcn{{i}}", "mask_head/conv{i}", CONV),
-        *_layer(f"{heads}.mask_head.deconv", "mask_head/deconv", DECONV),
-        *_layer(
-            f"{heads}.mask_head.predictor",
+            "roi_heads.mask_head.predictor",
             "mask_head/predictor",
             PREDICTOR,
             classes=not m.mask_head.class_agnostic,
         ),
+    ]
+
+
+def _backbone(m: ConfigDict, channels: str) -> list[Rule]:
+    """Stem and stages; with 'c4' res5 is part of the heads, in both."""
+    prefix, norm = backbone_prefix(m.architecture), m.backbone.norm
+    stage, path = f"{prefix}{{stage}}.{{block}}", "backbone/{stage}_{block}"
+    if m.backbone.kind == "senet":
+        rules = _conv(f"{prefix}stem.conv1", "backbone/stem1", norm, stem(channels))
+        rules += _conv(f"{prefix}stem.conv{{i}}", "backbone/stem{i}", norm)
+    else:
+        rules = _conv(f"{prefix}stem.conv1", "backbone/stem", norm, stem(channels))
+    places = [(stage, path), ("roi_heads.{stage}.{block}", "{stage}/{stage}_{block}")]
+    for source, target in places[: 2 if m.architecture == "c4" else 1]:
+        rules += _conv(f"{source}.{{conv}}", f"{target}/{{conv}}", norm)
+        rules += _layer(f"{source}.conv2_offset", f"{target}/conv2_offset", CONV)
+        rules += _layer(f"{source}.{{squeeze}}", f"{target}/{{squeeze}}", CONV)
+    return rules
+
+
+def _box_head(m: ConfigDict) -> list[Rule]:
+    """One box head, or one for each stage {k} of a cascade."""
+    cascade = bool(m.cascade.ious)
+    head, predictor = (f"roi_heads.{part}" + (".{k}" if cascade else "") for part in ("box_head", "box_predictor"))
+    path = "box_head_{k}" if cascade else "box_head"
+    return [
+        *_conv(f"{head}.conv{{i}}", f"{path}/conv{{i}}", m.box_head.norm),
+        *_layer(f"{head}.fc1", f"{path}/fc1", flattened(m.box_head.pool_size)),
+        *_layer(f"{head}.fc{{i}}", f"{path}/fc{{i}}", LINEAR),
+        *_layer(f"{predictor}.cls_score", f"{path}/cls_score", LINEAR, classes=True),
+        *_layer(f"{predictor}.bbox_pred", f"{path}/bbox_pred", LINEAR, classes=not m.box_head.class_agnostic_boxes),
     ]
 
 
@@ -159,6 +197,7 @@ class Match(NamedTuple):
       misshaped: [(path, name, shape in the file, shape wanted)], both in detectron2's layout.
       unused: names that no parameter asked for.
       of_classes: paths that have rows per class.
+      names: {path: detectron2's name} of every parameter.
     """
 
     arrays: dict[str, np.ndarray]
@@ -166,16 +205,18 @@ class Match(NamedTuple):
     misshaped: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]]
     unused: list[str]
     of_classes: set[str]
+    names: dict[str, str]
 
 
 def match_tensors(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], table: Sequence[Rule]
 ) -> Match:
     """Looks up every parameter of `shapes` ({path: shape}) in a file's tensors. Nothing is decided here."""
-    match = Match({}, [], [], [], set())
+    match = Match({}, [], [], [], set(), {})
     used = set()
     for path, shape in shapes.items():
         rule, name = find_rule(path, table)
+        match.names[path] = name
         if rule.classes:
             match.of_classes.add(path)
         if name not in tensors:

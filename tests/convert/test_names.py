@@ -48,7 +48,7 @@ def test_msra_names(blocks):
 def test_folded_norms_become_the_identity_with_eps():
     """scale / sqrt(var + 1e-5) must be the file's scale: variance 1 - 1e-5, as in detectron2."""
     tensors = names.with_prefix(
-        {"stem.conv1.norm.weight": np.float32([2, 3]), "stem.conv1.norm.bias": np.float32([1, 1])}
+        {"stem.conv1.norm.weight": np.float32([2, 3]), "stem.conv1.norm.bias": np.float32([1, 1])}, "fpn"
     )
     found = names.complete_norms(tensors)
     var = found["backbone.bottom_up.stem.conv1.norm.running_var"]
@@ -58,13 +58,43 @@ def test_folded_norms_become_the_identity_with_eps():
 
 def test_prefix_goes_to_bare_resnets_only():
     found = names.with_prefix(
-        {"res2.0.conv1.weight": 0, "backbone.bottom_up.res2.0.conv2.weight": 1, "backbone.fpn_lateral2.bias": 2}
+        {"res2.0.conv1.weight": 0, "backbone.bottom_up.res2.0.conv2.weight": 1, "backbone.fpn_lateral2.bias": 2}, "fpn"
     )
     assert list(found) == [
         "backbone.bottom_up.res2.0.conv1.weight",
         "backbone.bottom_up.res2.0.conv2.weight",
         "backbone.fpn_lateral2.bias",
     ]
+
+
+def test_prefixes_of_c4_models():
+    """res5 belongs to the RoI heads; a backbone alone moves from one architecture to the other."""
+    bare = {"stem.conv1.weight": 0, "res4.0.conv1.weight": 1, "res5.0.conv1.weight": 2}
+    c4 = {"backbone.stem.conv1.weight": 0, "backbone.res4.0.conv1.weight": 1, "roi_heads.res5.0.conv1.weight": 2}
+    fpn = {f"backbone.bottom_up.{name}": value for name, value in bare.items()}
+    assert names.with_prefix(bare, "c4") == names.with_prefix(c4, "c4") == c4
+    assert names.with_prefix(fpn, "c4") == fpn, "a whole model of another architecture stays as it is"
+    assert names.with_prefix(fpn, "c4", backbone_only=True) == c4
+    assert names.with_prefix(c4, "fpn", backbone_only=True) == fpn
+    assert all(names.is_backbone(name) for name in [*bare, *c4, *fpn])
+    assert not names.is_backbone("backbone.fpn_lateral2.bias") and not names.is_backbone("roi_heads.box_head.fc1.bias")
+
+
+def test_cadene_names():
+    """senet154: layer0 has three convolutions, a block's squeeze and excitation are fc1 and fc2 of se_module."""
+    expected = {
+        "layer0.conv2.weight": "stem.conv2.weight",
+        "layer0.bn3.running_mean": "stem.conv3.norm.running_mean",
+        "layer1.0.conv1.weight": "res2.0.conv1.weight",
+        "layer2.7.bn2.bias": "res3.7.conv2.norm.bias",
+        "layer3.35.se_module.fc1.weight": "res4.35.se_reduce.weight",
+        "layer4.0.se_module.fc2.bias": "res5.0.se_expand.bias",
+        "layer4.0.downsample.0.weight": "res5.0.shortcut.weight",
+        "layer4.0.downsample.1.running_var": "res5.0.shortcut.norm.running_var",
+        "last_linear.weight": "classifier.weight",
+    }
+    found = names.cadene_to_detectron2({name: np.array(i) for i, name in enumerate(expected)})
+    assert {n: int(v) for n, v in found.items()} == {n: i for i, n in enumerate(expected.values())}
 
 
 def torchvision_names():
