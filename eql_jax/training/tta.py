@@ -7,7 +7,7 @@
 B images of a batch, V views (mirrored ones counted), D detections of an image, M side of a mask.
 
 Masks are made from the features of the first pass, which stay on the device until their view has had its turn: some
-1.2 GB for an image of 3:4 at shorter sides 600 to 1400, mirrored, with 256 float32 channels. Computing them again
+1.3 GB for an image of 3:4 at shorter sides 600 to 1400, mirrored, with 256 float32 channels. Computing them again
 would take less memory and most of the time of the first pass once more.
 """
 
