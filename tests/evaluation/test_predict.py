@@ -75,6 +75,22 @@ def test_folder_and_number_of_pictures(model, images, tmp_path):
     assert len({r["image_id"] for r in load_results(tmp_path / "out" / "results.json")}) == 2
 
 
+def test_test_time_augmentation(model, images, tmp_path, monkeypatch, capsys):
+    """--tta: batches of views at the sides given; boxes come in pixels of the file."""
+
+    def of_views(variables, batch):
+        assert [batch[f"view{i}/image_size"][0].tolist() for i in (0, 1)] == [[32, 43], [48, 64]]
+        return detector(variables, {"image": batch["image_id"]})
+
+    monkeypatch.setattr(tta, "make_test_detector", lambda model, config: of_views)
+    assert run(tmp_path, "--images", images / "b.png", "--tta", 32, 48) == 0
+    assert "shorter sides 32, 48; 1 groups of images" in capsys.readouterr().out
+    results = load_results(tmp_path / "out" / "results.json")
+    assert [r["bbox"] for r in results] == [[8, 8, 32, 22], [0, 0, 9, 9]]
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--images", images / "b.png", "--tta", 0)
+
+
 def image_info(tmp_path, names):
     listed = [
         {"id": 77, "width": 64, "height": 48, "coco_url": "http://x/test2017/a.jpg"},
