@@ -8,6 +8,7 @@ no gradient, as detectron2 detaches them.
 from eql_jax.ops.anchors import pyramid_anchors
 from eql_jax.ops.boxes import area, clip_boxes, decode_boxes, encode_boxes, nonempty, pairwise_ioa, pairwise_iou
 from eql_jax.ops.conv import conv2d, conv_implementation, conv_transpose_2x2, max_pool
+from eql_jax.ops.deform_conv import deform_conv2d
 from eql_jax.ops.detections import Detections, select_detections
 from eql_jax.ops.masks import class_conv_1x1, crop_and_resize_masks
 from eql_jax.ops.matching import Matches, match_boxes
@@ -33,6 +34,7 @@ __all__ = [
     "conv_transpose_2x2",
     "crop_and_resize_masks",
     "decode_boxes",
+    "deform_conv2d",
     "encode_boxes",
     "match_boxes",
     "max_pool",
