@@ -354,7 +354,7 @@ def test_exif_orientation(tmp_path):
 
 def test_no_jax_and_no_early_tensorflow():
     """data/ imports neither; TensorFlow comes with the first batch."""
-    modules = ["annotations", "categories", "examples", "images", "parallel", "pipeline", "samplers"]
+    modules = ["annotations", "categories", "examples", "images", "mixed", "parallel", "pipeline", "samplers"]
     code = "; ".join(f"import eql_jax.data.{module}" for module in modules)
     code += "; import sys; assert not {'jax', 'tensorflow', 'flax'} & set(sys.modules), 'imported too much'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
