@@ -257,6 +257,13 @@ def test_prepared_records_give_the_same_batches(written, config):
         assert_equal(a, b)
 
 
+def test_tf_data_gives_the_same_batches(mixed, config):
+    threads = take(make_train_iterator(mixed, config), 2)
+    config.data.engine = "tf.data"
+    for a, b in zip(threads, take(make_train_iterator(mixed, config), 2), strict=True):
+        assert_equal(a, b)
+
+
 @pytest.mark.parametrize("source", ["batch", "bank"])
 @pytest.mark.parametrize("masks", [True, False])
 def test_copy_paste(written, config, source, masks):

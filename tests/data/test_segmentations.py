@@ -54,6 +54,30 @@ def test_run_lengths_between_polygons():
         Segmentations.pack([rle, RunLengths(5, 4, np.array([20]))])
 
 
+@pytest.mark.parametrize("places", [2, 12])
+def test_some_of_the_masks(places):
+    """Polygons, several of one object, and run lengths, as int32 and as float64."""
+    rng = np.random.default_rng(2)
+    given = [
+        polygons(rng, 3, 5, places=places),
+        RunLengths(4, 5, np.array([3, 10, 7])),
+        polygons(rng, 9, places=places),
+        RunLengths(4, 5, np.array([0, 20])),
+        polygons(rng, 4, 3, 3, places=places),
+    ]
+    packed = Segmentations.pack(given)
+    for chosen in ([], [1], [0, 3], [2, 3, 4], [0, 1, 2, 3, 4]):
+        some, expected = packed.select(np.array(chosen, int)).packed, Segmentations.pack([given[i] for i in chosen])
+        assert len(packed.select(np.array(chosen, int))) == len(chosen)
+        for name in ("coordinates", "points", "polygons", "runs", "num_runs"):
+            found = getattr(some, name)
+            assert chosen == [] or name == "coordinates" or found.dtype == getattr(expected.packed, name).dtype
+            scale = 100.0 if found.dtype == np.int32 and name == "coordinates" else 1
+            other = getattr(expected.packed, name)
+            other = other / 100.0 if other.dtype == np.int32 and name == "coordinates" else other
+            np.testing.assert_array_equal(found / scale, other)
+
+
 def test_none():
     assert len(Segmentations.pack([])) == 0
 
