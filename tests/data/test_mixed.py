@@ -1,17 +1,21 @@
 """Mixed data sets: ids, mapped classes, which classes give negatives, and the batches."""
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from eql_jax.data.annotations import load_annotations
 from eql_jax.data.class_map import load_class_map, same_classes
 from eql_jax.data.mixed import ID_STRIDE, ExtraSet, has_verified_classes, mix
+from eql_jax.data.open_images import convert
 from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.prepare import prepare
 from eql_jax.data.records import ImageIndex
 from eql_jax.data.validation import AnnotationError
+from eql_jax.training.extra_sets import with_extra_sets
 from tests.data.conftest import make_content
 from tests.data.test_pipeline import assert_equal, take
 
@@ -25,8 +29,6 @@ MAP = {"ball": "shape2", "globe": "shape2", "cube": "30"}
 @pytest.fixture
 def written(write_dataset, tmp_path):
     """Writes the main set (categories 10, 20, 30) and the other; returns their paths."""
-    import json
-
     main = write_dataset(make_content(MAIN, objects_per_image=3))
     content = make_content(EXTRA, objects_per_image=4, seed=5)
     content["categories"] = [{"id": i, "name": name} for i, name in enumerate(NAMES, start=1)]
@@ -47,8 +49,6 @@ def written(write_dataset, tmp_path):
             annotation["category_id"] = 4
     images = main.images.parent / "other"
     images.mkdir()
-    from PIL import Image
-
     for image in content["images"]:
         # The ids are those of images of the main set, the pictures are not.
         Image.new("RGB", (image["width"], image["height"]), (0, 0, 250)).save(images / f"{image['id']:012d}.jpg")
@@ -222,8 +222,6 @@ def test_shares_of_0_and_1(written, config, share):
 
 def test_a_set_of_one_image(written, config):
     """All its rows are that image, as many as its share asks for."""
-    import json
-
     path = written[1][0]
     content = json.loads(path.read_text())
     content["images"] = content["images"][:1]
@@ -328,3 +326,30 @@ def test_a_damaged_image_is_replaced_by_one_of_its_set(written, config):
     drawn = np.concatenate([batch["image_id"] for batch in batches])
     assert (drawn >= ID_STRIDE).sum() == 12
     assert set(drawn[drawn >= ID_STRIDE].tolist()) == {ID_STRIDE + 102, ID_STRIDE + 105}
+
+
+def test_from_the_tables_of_open_images(written, config, tmp_path):
+    """Verified labels of a picture: Ball has a box, Cube is absent, Globe is there without a box, Tree is unknown."""
+    name = "fffffffffffffff0"
+    Image.new("RGB", (80, 60), (0, 0, 250)).save(tmp_path / f"{name}.jpg")
+    head = "ImageID,Source,LabelName,Confidence"
+    (tmp_path / "boxes.csv").write_text(
+        f"{head},XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n"
+        f"{name},xclick,/m/ball,1,0.25,0.5,0.25,0.75,0,0,0,0,0\n"
+    )
+    (tmp_path / "labels.csv").write_text(
+        f"{head}\n{name},verification,/m/cube,0\n{name},verification,/m/globe,1\n{name},verification,/m/ball,1\n"
+    )
+    (tmp_path / "classes.csv").write_text("/m/ball,Ball\n/m/globe,Globe\n/m/cube,Cube\n/m/tree,Tree\n")
+    (tmp_path / "map.json").write_text('{"Ball": "shape1", "Globe": "shape2", "Cube": "shape3"}')
+    out = tmp_path / "oid.json"
+    convert(tmp_path / "boxes.csv", tmp_path / "classes.csv", out, labels=tmp_path / "labels.csv", images=tmp_path)
+    config.data.extra_sets = ((str(out), str(tmp_path), str(tmp_path / "map.json"), 1.0),)
+    mixed = with_extra_sets(config, load_annotations(*written[0]))
+    assert mixed.sets[1].negatives == "verified" and not mixed.sets[1].has_masks
+    batch = take(make_train_iterator(mixed, config), 1)[0]
+    assert set(batch["image_id"].tolist()) == {ID_STRIDE + 0xFFFFFFFFFFFF0}
+    for row in range(4):
+        assert batch["annotated_classes"][row].tolist() == [True, False, True]
+        assert batch["verified_classes"][row].tolist() == [True, False, True]
+        assert batch["gt_classes"][row].tolist() == [0, -1, -1, -1, -1] and not batch["gt_has_mask"][row].any()
