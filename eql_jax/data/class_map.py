@@ -147,7 +147,7 @@ def propose(
         ([_plain(c.name) for c in source], [[_plain(name) for name in synonyms.get(c.id, ())] for c in target]),
         ([_plain(c.name) for c in source], [[_plain(_unqualified(c.name))] for c in target]),
     )
-    found: dict[int, int] = {}
+    found: dict[int, int | None] = {}  # None: several fit
     for names, of_target in rules:
         lists: dict[str, set[int]] = {}
         for i, listed in enumerate(of_target):
@@ -156,10 +156,10 @@ def propose(
         often = Counter(names)
         for i, name in enumerate(names):
             fitting = lists.get(name, ())
-            if i not in found and len(fitting) == 1 and often[name] == 1:
-                found[i] = next(iter(fitting))
+            if i not in found and fitting:
+                found[i] = next(iter(fitting)) if len(fitting) == often[name] == 1 else None
     source_name, target_name = _labels(source), _labels(target)
-    return {source_name[i]: target_name[found[i]] if i in found else None for i in range(len(source))}
+    return {source_name[i]: None if (which := found.get(i)) is None else target_name[which] for i in range(len(source))}
 
 
 def read_categories(where: str | os.PathLike) -> tuple[list[Category], dict[int, list[str]]]:

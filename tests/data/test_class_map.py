@@ -111,14 +111,14 @@ def test_proposals():
         (16, "bat"),
         synsets={14: "cow.n.01"},
     )
-    found = propose(source, target, {11: ["automobile", "auto"]})
+    found = propose(source, target, {11: ["automobile", "auto"], 14: ["bat"]})
     assert found == {
         "Traffic_Light": "traffic light",
         "Car": "car_(automobile)",
         "Mouse": None,  # two qualified names
         "Auto": "car_(automobile)",
         "Cow": "cattle",
-        "Bat": None,  # two names
+        "Bat": None,  # two names, before the synonym
     }
 
 
