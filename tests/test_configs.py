@@ -11,7 +11,7 @@ import pytest
 from configs import base
 from eql_jax import predict
 from eql_jax.convert.__main__ import parse_arguments
-from eql_jax.data import browse
+from eql_jax.data import browse, open_images
 from eql_jax.data.buckets import choose_bucket
 from eql_jax.data.transforms import Size
 from eql_jax.training import config as config_lib
@@ -19,7 +19,7 @@ from eql_jax.training.schedules import make_schedule
 from eql_jax.training.tail import make_tail
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_CONFIG = ("__init__", "lvis", "lvis_challenge")  # the latter: what the recipes for LVIS share
+NO_CONFIG = ("__init__", "lvis", "lvis_challenge", "open_images")  # the latter: what the recipes share
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in NO_CONFIG)
 RELEASED = [
     f"lvis_{version}_{depth}_{kind}"
@@ -42,6 +42,7 @@ CHALLENGE = [
     f"lvis_v05_{part}_challenge"
     for part in ("x101_dcn", "senet154", "senet154_oid", "senet154_oid_tta_boxes", "senet154_oid_tta", "expert")
 ]
+OPEN_IMAGES = [f"open_images_r50_{kind}" for kind in ("sigmoid", "class_aware", "eql")]
 RECIPES = [*RELEASED, *PAPER, *VARIANTS]
 
 # Mask AP / APr / APc / APf and box AP on LVIS v0.5 val: of the release's page, and of the paper.
@@ -71,6 +72,12 @@ PUBLISHED = {
     "lvis_v05_senet154_oid_tta_boxes_challenge": "32.3 / 20.5 / 34.7 / 34.2",
     "lvis_v05_senet154_oid_tta_challenge": "36.4 / 25.5 / 38.6 / 38.1",
 }
+# AP, and AP of five groups of 100 classes by falling number of training images.
+PUBLISHED_OPEN_IMAGES = {
+    "open_images_r50_sigmoid": "48.13, AP1 .. AP5 59.86 / 51.24 / 49.31 / 46.51 / 33.72",
+    "open_images_r50_class_aware": "56.50, AP1 .. AP5 64.44 / 59.30 / 59.74 / 57.02 / 42.00",
+    "open_images_r50_eql": "57.83, AP1 .. AP5 64.95 / 60.18 / 61.17 / 58.23 / 44.6",
+}
 
 
 def load(name, *overrides):
@@ -83,7 +90,7 @@ def docstring(name):
 
 def test_all_recipes_are_there():
     others = ["base", "custom", "supershapes_hard", "supershapes_tiny", "supershapes_tiny_sigmoid"]
-    assert sorted([*RECIPES, *CHALLENGE, *others]) == NAMES
+    assert sorted([*RECIPES, *CHALLENGE, *OPEN_IMAGES, *others]) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,6 +120,9 @@ def test_docstring(name):
     if name in PUBLISHED:
         whose = "the paper's" if name.endswith(("_paper", "_challenge")) else "the release's"
         assert f"Published: mask AP/r/c/f {PUBLISHED[name]} on LVIS v0.5 val; {whose} figure" in " ".join(text.split())
+    elif name in OPEN_IMAGES:
+        published = f"Published: box AP {PUBLISHED_OPEN_IMAGES[name]} on Open Images; the paper's figure."
+        assert published in " ".join(text.split())
     else:
         assert "No published figure" in text
 
@@ -267,6 +277,23 @@ def test_values_of_the_challenge_entry(name):
             assert choose_bucket(height, width, buckets=buckets, **size).fits
 
 
+@pytest.mark.parametrize("name", OPEN_IMAGES)
+def test_values_of_the_experiment_on_open_images(name):
+    """Boxes only, lambda 3e-4 of the training file's images, five groups; 12, 8 and 11 epochs of 1.7 million images."""
+    c = load(name)
+    assert not c.model.with_mask and c.model.backbone.depth == 50 and c.model.architecture == "fpn"
+    assert c.data.frequencies == "train_annotations" and c.eval.image_count_groups == 5
+    assert (c.model.eql.tail_by, c.model.eql.threshold, c.model.eql.num_images) == ("lambda", 3e-4, 0)
+    assert c.model.box_head.loss == ("eql" if name.endswith("_eql") else "sigmoid")
+    assert c.data.sampler == ("class_aware" if name.endswith("_class_aware") else "uniform")
+    assert (c.train.batch_size, c.optimizer.learning_rate) == (32, 0.04)
+    assert (c.train.steps, c.optimizer.decay_at) == (637_500, (425_000, 584_375))
+    # A class in 509 of 1.7 million images is of the tail, one in 511 is not: 3e-4 of them are 510.
+    tail = make_tail(c, letters="ff", image_counts=[509, 511], num_images=1_700_000)
+    assert tail.weights.tolist() == [name.endswith("_eql"), False]
+    assert "docs/open_images.md" in docstring(name)
+
+
 def test_learning_rate_of_the_release():
     """By hand: 2e-5 at step 0, half way through the warm-up .02 * (.001 + .999 / 2), then .02, .002, .0002."""
     c = load("lvis_v05_r50_eql")
@@ -274,6 +301,23 @@ def test_learning_rate_of_the_release():
     steps = (0, 500, 1000, 59_999, 60_000, 79_999, 80_000)
     expected = (2e-5, 0.01001, 0.02, 0.02, 0.002, 0.002, 0.0002)
     assert [float(schedule(step)) for step in steps] == pytest.approx(expected, rel=1e-5)
+
+
+def test_commands_of_the_guide_to_open_images():
+    """Every command of docs/open_images.md is one that its programme takes, with fields that exist."""
+    text = (ROOT / "docs" / "open_images.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(block) for block in re.findall(r"^    (python .*)$", text, re.MULTILINE)]
+    by_programme = {}
+    for words in commands:
+        by_programme.setdefault(words[2] if words[1] == "-m" else words[1], []).append(words)
+    assert by_programme.keys() == {f"eql_jax.data.{name}" for name in ("open_images", "prepare", "browse")} | {
+        "train.py"
+    }
+    parsed = [open_images.parse_arguments(words[3:]) for words in by_programme["eql_jax.data.open_images"]]
+    assert [options.out for options in parsed] == ["oid_train.json", "oid_val.json"]
+    browse.parse_arguments(by_programme["eql_jax.data.browse"][0][3:])
+    fields = [word for words in commands for word in words if word.startswith("--config.")]
+    load("open_images_r50_eql", *fields)
 
 
 def test_commands_of_the_guide_to_custom_data():

@@ -206,8 +206,8 @@ def _measure(
     return Images(ids, names, sizes)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m eql_jax.data.open_images",
         description=__doc__,
@@ -226,6 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("one of --images and --sizes is needed: boxes are shares of the image")
     if options.workers < 0:
         parser.error(f"--workers is {options.workers}, expected at least 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    options = parse_arguments(arguments)
     try:
         made = convert(**vars(options), progress=sys.stderr.isatty())
     except (AnnotationError, OSError, ImportError) as error:
