@@ -34,6 +34,8 @@ from eql_jax.data.transforms import random_stream
 # Words that keep the random streams of different purposes apart, from those of `epochs` and `image_streams`, too.
 _SCHEDULE, _ROWS, _ROUNDING = 3, 6, 7
 
+_PLANS_KEPT = 8  # each row of a batch asks for its plan
+
 
 class BatchPlan(NamedTuple):
     """The global batch of a step.
@@ -157,6 +159,7 @@ class Sampler:
             )
             for bucket in self._names
         }
+        self._plans: dict[int, BatchPlan] = {}
         self._lock = threading.Lock()
 
     def _weights_of(self, bucket: int) -> list[float]:
@@ -178,17 +181,26 @@ class Sampler:
         return self.streams[of_set].members(bucket)
 
     def batch(self, step: int) -> BatchPlan:
-        """Returns the global batch of a step (0, 1, ...)."""
+        """Returns the global batch of a step (0, 1, ...); its indices are read-only."""
         _check(step)
         with self._lock:
-            which, earlier = self._schedule.locate(step)
-            bucket = self._names[which]
-            starts, ends = (self._rows[bucket].starts(batch) for batch in (earlier, earlier + 1))
-            parts = [
-                streams.take(bucket, start, end - start, step)
-                for streams, start, end in zip(self.streams, starts, ends, strict=True)
-                if end > start
-            ]
+            plan = self._plans.get(step)
+            if plan is None:
+                while len(self._plans) >= _PLANS_KEPT:
+                    del self._plans[next(iter(self._plans))]
+                plan = self._plans[step] = self._plan(step)
+                plan.indices.flags.writeable = False
+        return plan
+
+    def _plan(self, step: int) -> BatchPlan:
+        which, earlier = self._schedule.locate(step)
+        bucket = self._names[which]
+        starts, ends = (self._rows[bucket].starts(batch) for batch in (earlier, earlier + 1))
+        parts = [
+            streams.take(bucket, start, end - start, step)
+            for streams, start, end in zip(self.streams, starts, ends, strict=True)
+            if end > start
+        ]
         if len(parts) == 1:
             return BatchPlan(bucket, parts[0])
         # Mixed, so that every host and every part of an accumulated batch has rows of all sets.
