@@ -9,11 +9,18 @@ import pytest
 
 from tests.models import inference_checks as checks
 from tests.models.golden import BOXES, CONFIG, RELATIVE, SCORES, TESTDATA, WEIGHTS, load_golden
+from tests.models.variant_checks import check_results
 
 
 @pytest.fixture(scope="module")
 def golden():
     return load_golden(WEIGHTS, CONFIG, TESTDATA / "detectron2_inference.npz")
+
+
+@pytest.fixture(scope="module")
+def found(golden):
+    """What every stage makes of its recorded input."""
+    return checks.run_stages(golden)
 
 
 def assert_below(differences, limit):
@@ -30,43 +37,46 @@ def test_normalised_and_padded_input(golden):
 
 
 @pytest.mark.parametrize("stage", [checks.backbone, checks.fpn, checks.rpn], ids=lambda f: f.__name__)
-def test_features(golden, stage):
+def test_features(golden, found, stage):
     """res2..res5 from the image, p2..p6 from the recorded res2..res5, RPN outputs from the recorded p2..p6."""
-    assert_below(stage(golden), RELATIVE)
+    assert_below(stage(golden, found), RELATIVE)
 
 
-def test_anchors(golden):
-    assert_below(checks.anchors(golden), 1e-4)
+def test_anchors(golden, found):
+    assert_below(checks.anchors(golden, found), 1e-4)
 
 
-def test_proposals(golden):
-    found = checks.proposals(golden)
-    assert found["unmatched"] == 0 and found["boxes"] <= BOXES and found["logits"] <= 1e-5 and found["levels"] == 0
+def test_proposals(golden, found):
+    differences = checks.proposals(golden, found)
+    assert differences["unmatched"] == 0 and differences["boxes"] <= BOXES, differences
+    assert differences["logits"] <= 1e-5 and differences["levels"] == 0, differences
 
 
-def test_box_head(golden):
+def test_box_head(golden, found):
     """RoIAlign, hidden layer, class logits, box deltas and decoded boxes of the recorded proposals."""
-    assert_below(checks.box_head(golden), RELATIVE)
+    assert_below(checks.box_head(golden, found), RELATIVE)
 
 
-def test_detections(golden):
-    found = checks.detections(golden)
-    assert found["unmatched"] == 0 and found["boxes"] <= BOXES and found["scores"] <= SCORES, found
+def test_detections(golden, found):
+    differences = checks.detections(golden, found)
+    assert differences["unmatched"] == 0 and differences["boxes"] <= BOXES, differences
+    assert differences["scores"] <= SCORES, differences
 
 
-def test_mask_head(golden):
-    assert_below(checks.mask_head(golden), RELATIVE)
+def test_mask_head(golden, found):
+    assert_below(checks.mask_head(golden, found), RELATIVE)
 
 
 def test_pasted_masks(golden):
-    found = checks.pasted(golden)
-    assert found["boxes"] <= BOXES and found["pixels"] <= 1e-4, found
+    differences = checks.pasted(golden)
+    assert differences["boxes"] <= BOXES and differences["pixels"] <= 1e-4, differences
 
 
-def test_end_to_end(golden):
+def test_end_to_end(golden, found):
     """At most one percent of the detections may be lost to ties of the float32 noise; here none is."""
-    found = checks.end_to_end(golden)
-    assert found["unmatched"] <= 0.01, found
-    assert found["boxes"] <= BOXES and found["scores"] <= SCORES, found
-    assert found["mask_probabilities"] <= 1e-3 and found["pixels"] <= 1e-4, found
-    assert found["output_boxes"] <= 1.37 * BOXES + 5e-4, found  # scaled, and rounded to 1/1000 in the results
+    check_results(checks.end_to_end(golden, found))
+
+
+def test_detector_of_evaluation(golden):
+    """The same, by what evaluation and prediction run."""
+    check_results(checks.detector(golden))

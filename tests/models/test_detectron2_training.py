@@ -20,15 +20,15 @@ from eql_jax.data.polygons import crop_mask
 from eql_jax.losses import tail_mask_from_threshold
 from eql_jax.models import trainable_mask
 from eql_jax.models.mask_rcnn import BOX_WEIGHTS, ClassRules
-from eql_jax.models.targets import GroundTruth, RoITargets, RPNTargets, roi_targets, rpn_targets
+from eql_jax.models.targets import GroundTruth, roi_targets, rpn_targets
 from eql_jax.ops import crop_and_resize_masks, encode_boxes
 from eql_jax.training.compatibility import flatten
 from eql_jax.training.optimizer import make_optimizer
+from tests.models import training_checks
 from tests.models.golden import CONFIG, RELATIVE, TESTDATA, WEIGHTS, load_golden, parse_polygons, relative_difference
+from tests.models.training_checks import TERMS
 
 RECORD = json.loads((TESTDATA / "detectron2_training.json").read_text())
-TERMS = {"rpn_cls": "loss_rpn_cls", "rpn_box": "loss_rpn_loc", "cls": "loss_cls", "box": "loss_box_reg"}
-TERMS |= {"mask": "loss_mask"}
 SLOTS = 128  # foreground slots of 512 RoIs
 
 
@@ -59,36 +59,13 @@ def tail_mask(golden):
 @pytest.fixture(scope="module")
 def samples(golden, truth):
     """detectron2's samples as this model's targets."""
-    a = golden.arrays
-    anchors = np.concatenate(golden.model.bind(golden.variables).anchors(fake_pyramid()))
-    labels = np.stack([a[f"rpn_labels{i}"] for i in range(2)]).astype(np.int32)
-    deltas = np.zeros((2, len(anchors), 4), np.float32)
-    rois = np.stack([a[f"roi_boxes{i}"] for i in range(2)])
-    classes = np.stack([a[f"roi_gt_classes{i}"] for i in range(2)]).astype(np.int32)
-    matched = np.zeros((2, 512), np.int32)
-    for i in range(2):
-        positive = labels[i] == 1
-        deltas[i, positive] = encode_boxes(a[f"rpn_matched_gt_pos{i}"], anchors[positive], weights=(1, 1, 1, 1))
-        # The object of a foreground RoI is recorded by its box.
-        same = (a[f"roi_gt_boxes{i}"][:, None] == np.asarray(truth.boxes)[i][None]).all(-1)
-        assert (same.sum(1) == 1).all() and len(same) == a["num_fg"][i]
-        matched[i, : len(same)] = same.argmax(1)
-    gt_boxes = np.take_along_axis(np.asarray(truth.boxes), matched[..., None], 1)
-    roi_deltas = encode_boxes(gt_boxes, rois, weights=BOX_WEIGHTS)
-    rpn = RPNTargets(jnp.asarray(labels), jnp.asarray(deltas))
-    return rpn, RoITargets(jnp.asarray(rois), jnp.asarray(classes), jnp.asarray(matched), roi_deltas)
+    return training_checks.samples(golden, truth)
 
 
 @pytest.fixture(scope="module")
 def rasterised(golden, samples):
-    """Mask targets of the foreground slots as detectron2 makes them: the polygons rasterised in each RoI."""
-    targets = np.zeros((2, SLOTS, 28, 28), bool)
-    rois = samples[1]
-    for i in range(2):
-        parts = polygons(golden.arrays, i)
-        for slot in range(golden.arrays["num_fg"][i]):
-            targets[i, slot] = crop_mask(parts[rois.matched[i, slot]], rois.boxes[i, slot], mask_size=28)
-    return targets
+    """Mask targets of the foreground slots as detectron2 makes them."""
+    return training_checks.rasterised(golden, samples[1])
 
 
 def polygons(arrays, image):
