@@ -85,7 +85,8 @@ def model_classes(config, annotations: str | None) -> Classes:
     source = config.data.frequencies
     path = annotations or config.data.train_annotations
     if path:
-        found = load_annotations(path, Path(path).parent, check_files=False, require_annotations=False)
+        options = {"check_files": False, "require_annotations": False, "masks": config.model.with_mask}
+        found = load_annotations(path, Path(path).parent, **options)
         return Classes.of(class_statistics(found, source if source in PACKAGED_SOURCES else "train_annotations"))
     if source in PACKAGED_SOURCES:
         return Classes.of(packaged_statistics(source))
