@@ -11,7 +11,7 @@ from eql_jax.data.annotations import load_annotations
 from eql_jax.data.categories import class_statistics
 from eql_jax.evaluation.results import load_results
 from eql_jax.evaluation.run import metric_names, run_evaluation
-from eql_jax.training import checkpoints, eval_step
+from eql_jax.training import checkpoints, tta
 from tests.evaluation import test_predict
 from tests.evaluation.test_run import CONFIG, Batches, dataset, perfect_detector
 
@@ -81,7 +81,7 @@ def test_groups_need_statistics(annotations, tmp_path):
 
 
 def test_prediction_of_boxes_alone(model, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(eval_step, "make_detector", lambda model, config: without_masks(test_predict.detector))
+    monkeypatch.setattr(tta, "make_test_detector", lambda model, config: without_masks(test_predict.detector))
     assert test_predict.run(tmp_path, "--images", images) == 0
     results = load_results(tmp_path / "out" / "results.json")
     assert len(results) == 6 and all("segmentation" not in result for result in results)
