@@ -153,7 +153,7 @@ def _placement(mesh: Mesh | None) -> tuple[Callable, Callable]:
     """(puts an array by image on the devices, compiles a function whose arguments are "v": replicated or "b": by
     image, given in order; static: the position of one that is neither)."""
     if mesh is None:
-        return jnp.asarray, lambda function, _, static=(): jax.jit(function, static_argnums=static)
+        return jax.device_put, lambda function, _, static=(): jax.jit(function, static_argnums=static)
     by_image = NamedSharding(mesh, P("data"))
     kinds = {"v": NamedSharding(mesh, P()), "b": by_image}
 
