@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from eql_jax.ops import conv
 
 # batch, height, width, Cin, Cout, kernel, strides, padding, groups. From 128 input channels on, the weight gradient is
-# the one written out in the module.
+# the one written out in the module. Groups are merged into blocks of at least 32 channels: 12 of 8 into 3, 5 of 16 into
+# one, which 2 do not divide.
 CASES = [
     (2, 7, 9, 128, 5, 3, 1, 1, 1),
     (2, 7, 9, 128, 5, 3, 2, 1, 1),
@@ -27,6 +28,9 @@ CASES = [
     (1, 9, 7, 3, 6, 7, 2, 3, 1),
     (2, 6, 5, 8, 12, 3, 1, 1, 4),
     (2, 6, 5, 256, 4, 3, 2, 1, 2),
+    (2, 6, 5, 96, 24, 3, 1, 1, 12),
+    (1, 5, 6, 80, 40, 3, 2, 1, 5),
+    (1, 5, 4, 6, 12, 1, 1, 0, 6),
 ]
 
 
@@ -162,12 +166,13 @@ def pool_and_gradient(implementation, x, grad, **options):
         return jax.jit(run)(x, grad)
 
 
-@pytest.mark.parametrize(("window", "strides", "padding"), [(3, 2, 1), (1, 2, 0), (2, 2, 0)])
+@pytest.mark.parametrize(("window", "strides", "padding"), [(3, 2, 1), (1, 2, 0), (2, 2, 0), (3, 2, (0, 1))])
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 9, 7, 2)])
 def test_max_pool(window, strides, padding, shape):
     # Few distinct values, so that ties are common; all negative, so that zero padding would show.
     x = np.random.default_rng(3).integers(-4, 0, shape).astype(np.float32)
-    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-np.inf)
+    before, after = (padding, padding) if isinstance(padding, int) else padding
+    padded = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)), constant_values=-np.inf)
     size = [(n - window) // strides + 1 for n in padded.shape[1:3]]
     expected = np.zeros((shape[0], *size, shape[3]), np.float32)
     expected_grad = np.zeros_like(padded)
@@ -177,7 +182,7 @@ def test_max_pool(window, strides, padding, shape):
         expected[b, h, w, c] = patch.max()
         i, j = np.unravel_index(patch.argmax(), patch.shape)  # the first maximum takes the gradient
         expected_grad[b, h * strides + i, w * strides + j, c] += weight[b, h, w, c]
-    expected_grad = expected_grad[:, padding : padding + shape[1], padding : padding + shape[2]]
+    expected_grad = expected_grad[:, before : before + shape[1], before : before + shape[2]]
     for name in ("cpu", "xla"):
         out, grad = pool_and_gradient(name, x, weight, window=window, strides=strides, padding=padding)
         np.testing.assert_array_equal(out, expected, err_msg=name)
