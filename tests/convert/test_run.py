@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -11,9 +12,11 @@ from configs import base
 from eql_jax.convert import __main__ as command
 from eql_jax.convert.conventions import IMAGENET_STD
 from eql_jax.convert.errors import ConversionError
-from eql_jax.convert.run import Options, convert
+from eql_jax.convert.run import Options, convert, export_detectron2, save
 from eql_jax.convert.source_config import read_source_config
+from eql_jax.convert.table import detectron2_table, to_detectron2
 from eql_jax.data.categories import packaged_statistics
+from eql_jax.models import build_model, init_model
 from eql_jax.training.compatibility import Classes, flatten
 from tests.convert.test_names import caffe2_name, torchvision_names
 from tests.models.golden import CONFIG, WEIGHTS
@@ -131,11 +134,36 @@ def test_everything_that_does_not_fit_is_listed_at_once(write, tensors):
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
-        (lambda t: t | {"roi_heads.res5.0.conv1.weight": np.zeros(1)}, "C4 model"),
-        (lambda t: t | {"roi_heads.box_head.0.fc1.weight": np.zeros(1)}, "Cascade R-CNN"),
-        (lambda t: t | {f"{B}res3.0.conv2_offset.weight": np.zeros(1)}, "deformable convolutions"),
+        (
+            lambda t: t | {"roi_heads.res5.0.conv1.weight": np.zeros(1)},
+            r"C4 model .*: set config\.model\.architecture=c4",
+        ),
+        (
+            lambda t: t | {f"roi_heads.box_head.{i}.fc1.weight": np.zeros(1) for i in range(3)},
+            r"Cascade R-CNN of 3 stages: set config\.model\.cascade\.ious=\(0\.5, 0\.6, 0\.7\), "
+            r"config\.model\.box_head\.class_agnostic_boxes=True",
+        ),
+        (
+            lambda t: t | {f"{B}res{i}.0.conv2_offset.weight": np.zeros((18, 8, 3, 3)) for i in (3, 4)},
+            r"deformable .*deform_stages=\(3, 4\), config\.model\.backbone\.deform_modulated=False",
+        ),
+        (
+            lambda t: t | {f"{B}res2.0.se_reduce.weight": np.zeros(1)},
+            r"SENet-154: set config\.model\.backbone\.kind=senet",
+        ),
+        (
+            lambda t: (
+                t | {"roi_heads.box_head.conv1.weight": np.zeros(1), "roi_heads.box_head.conv1.norm.bias": np.zeros(1)}
+            ),
+            r"num_convs=1, config\.model\.box_head\.norm=group_norm",
+        ),
+        (
+            lambda t: {k: v for k, v in t.items() if "mask_head" not in k},
+            r"without masks: set config\.model\.with_mask=False",
+        ),
+        (lambda t: t | {"roi_heads.keypoint_head.x": np.zeros(1)}, "keypoint model, which is not built here"),
         (lambda t: t | {f"{B}res4.6.conv1.weight": np.zeros(1)}, r"config\.model\.backbone\.depth=101"),
-        (lambda t: t | {f"{B}res3.0.conv2.weight": np.zeros((16, 4, 3, 3))}, "ResNeXt"),
+        (lambda t: t | {f"{B}res3.0.conv2.weight": np.zeros((16, 4, 3, 3))}, "ResNeXt.*groups=4, .*width_per_group=2"),
         (lambda t: {k: v for k, v in t.items() if k.startswith(B)}, "--backbone-only"),
     ],
 )
@@ -261,6 +289,147 @@ def test_msra_backbone(write, tensors):
     assert "not used, the ImageNet classifier: classifier.w" in report
     assert found.config.model.roi.sampling_ratio == 2, "a backbone says nothing of the heads"
     assert "params/box_head/cls_score/kernel" in arrays and "params/fpn/lateral2/kernel" in report
+
+
+def tensors_of(config, count=3):
+    """Made-up tensors of the model of `config`, by detectron2's names."""
+    model = build_model(config, count)
+    shapes = jax.eval_shape(lambda: init_model(model, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    arrays = {k: rng.random(v.shape, np.float32) for k, v in flatten(shapes).items()}
+    return to_detectron2(arrays, detectron2_table(config, channels="bgr")), arrays
+
+
+def narrow_variant(**fields):
+    return narrow_config(
+        **{
+            "model.backbone.width": 4,
+            "model.fpn.channels": 8,
+            "model.box_head.fc_dim": 8,
+            "model.mask_head.channels": 4,
+        },
+        **fields,
+    )
+
+
+VARIANTS = {
+    "cascade": {"model.cascade.ious": (0.5, 0.6, 0.7), "model.box_head.class_agnostic_boxes": True},
+    "c4": {"model.architecture": "c4", "model.mask_head.num_convs": 0, "model.box_head.pool_size": 14},
+    "resnext": {"model.backbone.groups": 2, "model.backbone.width_per_group": 4},
+    "deformable": {"model.backbone.deform_stages": (3, 4, 5)},
+    "4conv1fc": {"model.box_head.num_convs": 4, "model.box_head.conv_dim": 4, "model.box_head.num_fc": 1},
+    "boxes only": {"model.with_mask": False},
+}
+SETTINGS = {
+    "cascade": ["ROI_HEADS.NAME CascadeROIHeads", "CASCADE_HEAD.IOUS [0.5, 0.6, 0.7]", "[20.0, 20.0, 10.0, 10.0]"],
+    "c4": ["BACKBONE.NAME build_resnet_backbone", "ROI_HEADS.NAME Res5ROIHeads"],
+    "resnext": ["NUM_GROUPS 2", "WIDTH_PER_GROUP 4", "STRIDE_IN_1X1 False", "PIXEL_STD [57.375, 57.12, 58.395]"],
+    "deformable": ["DEFORM_ON_PER_STAGE [False, True, True, True]", "DEFORM_MODULATED True"],
+    "4conv1fc": ["ROI_BOX_HEAD.NUM_CONV 4, CONV_DIM 4", "ROI_BOX_HEAD.NUM_FC 1"],
+    "boxes only": ["MODEL.MASK_ON False"],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_round_trip_of_the_variants(write, name, tmp_path):
+    """In, into a workdir, and back, bit by bit; the report has what the model needs in detectron2."""
+    config = narrow_variant(**VARIANTS[name])
+    tensors, arrays = tensors_of(config)
+    found = run(write(tensors), count=3, config=config)
+    for path, array in flatten(found.variables).items():
+        assert np.asarray(array).tobytes() == arrays[path].tobytes(), path
+    save(found, classes_of(3), tmp_path / "run")
+    exported = export_detectron2(tmp_path / "run", tmp_path / "back.pkl", checkpoint="latest")
+    assert exported.tensors.keys() == tensors.keys()
+    assert all(exported.tensors[k].tobytes() == v.tobytes() for k, v in tensors.items())
+    report = "\n".join(exported.report)
+    assert all(line in report for line in ["META_ARCHITECTURE GeneralizedRCNN", *SETTINGS[name]]), report
+
+
+@pytest.mark.parametrize("groups", [2, 64])
+def test_caffe2_resnext_backbones(write, groups):
+    """X-101-32x8d.pkl and X-101-64x4d.pkl: the stride is in the 3x3; only the first is known to divide by a std."""
+    config = narrow_variant(**{"model.backbone.groups": groups, "model.backbone.width_per_group": 2})
+    tensors, arrays = tensors_of(config)
+    file = {caffe2_name(k.removeprefix(B)): v for k, v in tensors.items() if k.startswith(B) and "running" not in k}
+    found = run(write(file, author="Caffe2"), count=3, config=config, backbone_only=True)
+    m, path = found.config.model, "params/backbone/res2_0/conv2/kernel"
+    np.testing.assert_array_equal(flatten(found.variables)[path], arrays[path])
+    assert not m.backbone.stride_in_1x1
+    assert m.pixel_std == ((1.0, 1.0, 1.0) if groups == 64 else IMAGENET_STD)
+    assert ("assumed" in "\n".join(found.report)) == (groups == 64)
+
+
+def test_imagenet_backbone_for_a_c4_model(write, tensors):
+    """MSRA's res5 goes to the RoI heads; so does that of an FPN model."""
+    config = narrow_config(**VARIANTS["c4"])
+    bare = {k.removeprefix(B): v for k, v in tensors.items() if k.startswith(B)}
+    caffe2 = {caffe2_name(k): v for k, v in bare.items() if "running" not in k}
+    for file in (caffe2, tensors):
+        found = run(write(file), count=3, config=config, backbone_only=True)
+        arrays = flatten(found.variables)
+        expected = bare["res5.1.conv2.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(arrays["params/res5/res5_1/conv2/kernel"], expected)
+        (fresh,) = [line for line in found.report if line.startswith("freshly initialised")]
+        assert "params/box_head/cls_score/kernel" in fresh and "res5" not in fresh
+
+
+def test_plain_backbone_for_a_deformable_model(write, tensors):
+    """The offsets begin at zero, as in detectron2."""
+    config = narrow_config(**VARIANTS["deformable"])
+    found = run(
+        write({k: v for k, v in tensors.items() if k.startswith(B)}), count=3, config=config, backbone_only=True
+    )
+    arrays = flatten(found.variables)
+    assert not np.asarray(arrays["params/backbone/res3_0/conv2_offset/kernel"]).any()
+    np.testing.assert_array_equal(
+        arrays["params/backbone/res3_0/conv2/kernel"], tensors[f"{B}res3.0.conv2.weight"].transpose(2, 3, 1, 0)
+    )
+    with pytest.raises(ConversionError, match=r"without deformable convolutions: set .*deform_stages=\(\)"):
+        run(write(tensors), config=config)
+
+
+def cadene_name(name):
+    """The name in senet154's state dict of a tensor of this package's SENet."""
+    parts = name.removeprefix(B).split(".")
+    if parts[0] == "stem":
+        number = parts[1][-1]
+        return f"layer0.bn{number}.{parts[-1]}" if "norm" in parts else f"layer0.conv{number}.{parts[-1]}"
+    block = f"layer{int(parts[0][-1]) - 1}.{parts[1]}"
+    if parts[2] == "shortcut":
+        return f"{block}.downsample.{int('norm' in parts)}.{parts[-1]}"
+    if parts[2].startswith("se_"):
+        return f"{block}.se_module.fc{1 + (parts[2] == 'se_expand')}.{parts[-1]}"
+    return f"{block}.bn{parts[2][-1]}.{parts[-1]}" if "norm" in parts else f"{block}.{parts[2]}.{parts[-1]}"
+
+
+def test_senet154(write):
+    """The names and layouts of Cadene's senet154; made-up numbers, narrow, its depth of 3, 8, 36 and 3 blocks."""
+    fields = {"model.backbone.kind": "senet", "model.backbone.depth": 154, "model.backbone.groups": 2}
+    config = narrow_variant(**fields, **{"model.backbone.stride_in_1x1": False})
+    tensors, arrays = tensors_of(config)
+    file = {cadene_name(k): v for k, v in tensors.items() if k.startswith(B)}
+    file |= {"last_linear.weight": np.ones((10, 4), np.float32), "layer0.bn1.num_batches_tracked": np.array(3)}
+    for name in ("layer0.conv3.weight", "layer3.35.se_module.fc2.bias", "layer4.0.downsample.0.weight"):
+        assert name in file
+    assert file["layer1.0.conv2.weight"].shape == (16, 4, 3, 3) and file["layer2.0.downsample.0.weight"].shape[2:] == (
+        3,
+        3,
+    )
+    # The first layer takes RGB.
+    path = write(file | {"layer0.conv1.weight": file["layer0.conv1.weight"][:, ::-1]})
+    found = run(path, count=3, config=config, source="cadene", backbone_only=True)
+    loaded = flatten(found.variables)
+    for name, array in arrays.items():
+        if "/backbone/" in name:
+            np.testing.assert_array_equal(loaded[name], array, err_msg=name)
+    report = "\n".join(found.report)
+    assert "channels: rgb (Cadene's SENets)" in report and "the ImageNet classifier: classifier.weight" in report
+    assert found.config.model.pixel_std == IMAGENET_STD
+    with pytest.raises(ConversionError, match="--backbone-only takes the backbone"):
+        run(path, count=3, config=config, source="cadene")
+    with pytest.raises(ConversionError, match=r"of a SENet-154: set config\.model\.backbone\.kind=senet"):
+        run(path, count=3, config=narrow_variant(), source="cadene", backbone_only=True)
 
 
 def test_torchvision_backbone_in_detectron2s_names(write, tensors):
