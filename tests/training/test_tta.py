@@ -215,29 +215,29 @@ def test_number_of_compilations():
 
 REAL = {
     "cascade": {"model.cascade.ious": (0.5, 0.6, 0.7), "model.box_head.class_agnostic_boxes": True},
-    "c4": {"model.architecture": "c4", "model.mask_head.num_convs": 0},
+    "c4": {"model.architecture": "c4", "model.box_head.pool_size": 14, "model.mask_head.num_convs": 0},
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_one_view_of_other_architectures(name):
-    """A single view, the file itself, gives what plain detection gives."""
-    config = tiny_config(**REAL[name], **{"eval.tta.shorter_sides": (64,), "eval.tta.flip": False})
-    m = config.model
-    m.backbone.update(depth=50, width=2, freeze_at=0)
-    m.fpn.channels = 4
-    m.rpn.update(anchor_sizes=(12, 24, 48, 64, 96), pre_nms_test=20, post_nms_test=10)
-    m.box_head.update(fc_dim=8, prior=0.2)
-    m.mask_head.update(num_convs=0, channels=4)
+def test_other_architectures_have_the_methods(name):
+    """Shapes alone, nothing is compiled: features -> boxes, and the same features with given boxes -> masks."""
+    config = tiny_config(**REAL[name])
+    config.model.backbone.update(width=8)
     model = build_model(config, K)
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_model(model, jax.random.key(0)))  # initialising would be one more compilation
-    variables = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32) ** 2, shapes)
-    batch = {"image": rng.integers(0, 255, (1, 64, 64, 3)).astype(np.uint8), "image_size": np.array([[64, 60]])}
-    expected = make_detector(model, config)(variables, batch)
-    views = {f"view0/{key}": value for key, value in batch.items()} | {"original_size": batch["image_size"]}
-    found = make_tta_detector(model, config)(variables, views)
-    assert (expected["classes"] >= 0).sum() > 3
-    for key in ("boxes", "scores", "classes", "masks"):
-        np.testing.assert_allclose(found[key], expected[key], atol=1e-4, err_msg=key)
+    image, size = np.zeros((2, 64, 96, 3), np.uint8), np.full((2, 2), 60, np.int32)
+
+    def run(variables):
+        pyramid = model.apply(variables, image, size, method="features")
+        found = model.apply(variables, pyramid, size, candidates=ENOUGH, method="detect_boxes")
+        masks = model.apply(variables, pyramid, found.boxes, found.classes, method="masks")
+        return (
+            found.boxes,
+            masks,
+            model.apply(variables, image, size, found.boxes, found.classes, method="masks_of_boxes"),
+        )
+
+    shapes = jax.eval_shape(lambda: init_model(model, jax.random.key(0)))
+    boxes, masks, same = jax.eval_shape(run, shapes)
+    side = 14 if name == "c4" else 28
+    assert boxes.shape == (2, FOUND, 4) and masks.shape == same.shape == (2, FOUND, side, side)
