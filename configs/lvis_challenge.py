@@ -24,12 +24,12 @@ Weights: Caffe2's X-101-64x4d.pkl or SENet-154 of ImageNet, then a COCO model by
 
     python -m eql_jax.convert detectron2 X-101-64x4d.pkl --backbone-only \
         --config=configs/lvis_v05_x101_dcn_challenge.py --workdir=runs/x101_64x4d
-    python -m eql_jax.convert senet senet154.pth --backbone-only \
+    python -m eql_jax.convert cadene senet154-c7b49a05.pth --backbone-only \
         --config=configs/lvis_v05_senet154_challenge.py --workdir=runs/senet154
 
 A COCO model is these configs with COCO's files, config.data.frequencies=train_annotations and
-config.model.box_head.loss=sigmoid; its classes are others, so take its parameters but for the classifiers: see
-docs/weights.md.
+config.model.box_head.loss=sigmoid; its classes are others, and config.train.init_from leaves the layers with rows per
+class at their fresh values.
 """
 
 from ml_collections import ConfigDict
@@ -47,9 +47,7 @@ def x101_dcn(name: str) -> ConfigDict:
     b = c.model.backbone
     b.depth, b.groups, b.width_per_group = 101, 64, 4
     b.deform_stages = (3, 4, 5)
-    # Of Caffe2's ResNeXt models, in red-green-blue.
-    c.model.pixel_std = (58.395, 57.12, 57.375)
-    return c
+    return c  # pixels are not divided by a std, as Detectron's configs of 64x4d have it
 
 
 def senet154(name: str) -> ConfigDict:

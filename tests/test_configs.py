@@ -1,7 +1,9 @@
 """Every file of configs/ loads and says how it is run, and the LVIS recipes have the reference's values."""
 
+import functools
 import importlib
 import json
+import operator
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from configs import base
 from eql_jax import predict
 from eql_jax.convert.__main__ import parse_arguments
+from eql_jax.convert.conventions import FAMILIES
 from eql_jax.data import browse, open_images
 from eql_jax.data.buckets import choose_bucket
 from eql_jax.data.transforms import Size
@@ -150,6 +153,18 @@ def test_commands_that_make_the_weights_are_of_the_converter():
         config = load(Path(options.config).stem)
         assert options.config == f"configs/{config.name}.py" and config.model.backbone.depth == depth
         assert config.model.architecture == ("c4" if c4 else "fpn")
+
+
+def test_weights_of_the_challenge_entry_expect_what_its_configs_have():
+    """The commands are the converter's, and train.init_from does not refuse what they make."""
+    commands = re.findall(r"^ *python -m eql_jax\.convert (.*)$", docstring("lvis_challenge"), re.MULTILINE)
+    assert len(commands) == 2
+    for command, family in zip(commands, ("caffe2 64x4d", "cadene"), strict=True):
+        options, overrides = parse_arguments(shlex.split(command))
+        assert not overrides and options.backbone_only and options.source in ("detectron2", "cadene")
+        config = load(Path(options.config).stem)
+        for field, value in FAMILIES[family].backbone.items():
+            assert functools.reduce(operator.getitem, field.split("."), config) == value, field
 
 
 @pytest.mark.parametrize("name", RECIPES)
