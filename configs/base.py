@@ -86,7 +86,9 @@ def get_config() -> ConfigDict:
     m.dtype = "float32"  # compute type of convolutions and matmuls: 'float32' or 'bfloat16'; parameters stay float32
     m.pixel_mean = (123.675, 116.28, 103.53)  # RGB, 0..255
     m.pixel_std = (58.395, 57.12, 57.375)
-    # 'fpn'; or 'c4': proposals and RoI features from res4 alone, and res5 is part of the RoI heads
+    # 'fpn'; or 'c4': proposals and RoI features from res4 alone, and res5 is part of the RoI heads: it takes RoIs of
+    # box_head.pool_size, usually 14, for boxes and masks, and has no use for fpn, box_head.num_fc and
+    # mask_head.pool_size
     m.architecture = "fpn"
     m.with_mask = True  # False: Faster R-CNN, boxes only
     m.backbone = ConfigDict()

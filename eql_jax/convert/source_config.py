@@ -302,6 +302,8 @@ def _derived(flat: Mapping[str, Any], architecture: str, heads: _Heads) -> dict[
     }
     if architecture == "fpn":
         values["model.fpn.min_level"] = 2
+    else:
+        values["model.box_head.num_convs"] = 0
     if not heads.cascade:
         values["model.cascade.ious"] = ()
     if "MODEL.ROI_HEADS.LAMBDA" in flat:

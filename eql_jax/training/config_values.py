@@ -255,6 +255,11 @@ def _backbone_faults(m: ConfigDict) -> Iterator[str]:
         yield "model.backbone.stride_in_1x1 is True; expected False for 'senet', whose stride is in the 3x3"
     if b.kind == "senet" and b.deform_stages:
         yield f"model.backbone.deform_stages is {b.deform_stages}; 'senet' has none, expected ()"
+    if b.kind == "senet" and b.width_per_group:
+        yield (
+            f"model.backbone.width_per_group is {b.width_per_group}; expected 0 for 'senet', whose 3x3 has as many "
+            "channels as the block whatever the groups"
+        )
     if b.depth in (18, 34):
         for name, plain in (("groups", 1), ("width_per_group", 0), ("deform_stages", ())):
             if b[name] != plain:
@@ -282,6 +287,8 @@ def _head_faults(m: ConfigDict) -> Iterator[str]:
     if m.architecture == "c4":
         if ious:
             yield f"model.cascade.ious is {ious}; the cascade goes with model.architecture 'fpn'"
+        if m.box_head.num_convs:
+            yield f"model.box_head.num_convs is {m.box_head.num_convs}; expected 0 for 'c4', whose box head is res5"
         if m.backbone.freeze_at > 4:
             yield f"model.backbone.freeze_at is {m.backbone.freeze_at}; expected at most 4 for 'c4'"
 

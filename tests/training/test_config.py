@@ -1,5 +1,7 @@
 """Configs: overrides, unknown keys with suggestions, faulty values, JSON round trip."""
 
+import re
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -61,6 +63,8 @@ def test_overrides(tmp_path, words, key, value):
         ("--config.data.sampler=repeat_factors", r"'repeat_factors'; expected one of.*did you mean 'repeat_factor'\?"),
         ("--config.model.box_head.loss=bce", r"box_head\.loss is 'bce'; expected one of 'eql', 'sigmoid', 'softmax'"),
         ("--config.model.backbone.norm=bn", r"backbone\.norm is 'bn'"),
+        ("--config.model.backbone.kind=senet --config.model.backbone.width_per_group=4", r"expected 0 for 'senet'"),
+        ("--config.model.architecture=c4 --config.model.box_head.num_convs=4", r"num_convs is 4; expected 0 for 'c4'"),
         ("--config.model.backbone.depth=51", r"depth is 51; expected one of 18, 34, 50, 101"),
         ("--config.optimizer.schedule=linear", r"optimizer\.schedule is 'linear'; expected one of 'steps'"),
         ("--config.optimizer.learning_rate=nan", r"learning_rate is nan; expected a number of at least 0"),
@@ -80,7 +84,7 @@ def test_overrides(tmp_path, words, key, value):
 )
 def test_faulty_overrides(tmp_path, word, message):
     with pytest.raises(ConfigError, match=message):
-        load(tmp_path, word)
+        load(tmp_path, *re.split(" (?=--)", word))
 
 
 @pytest.mark.parametrize(
