@@ -77,12 +77,15 @@ def mix(main: Annotations, extra: Sequence[ExtraSet]) -> Annotations:
     wrong = [one.negatives for one in extra if one.negatives not in NEGATIVES]
     if wrong:
         raise ValueError(f"negatives is {wrong[0]!r}, expected one of {', '.join(NEGATIVES)}")
+    # .7 + .2 + .1 is below 1 by rounding: what is left of that is nothing, or the main set would not be left out.
+    rest = 1 - sum(shares)
+    rest = rest if rest > 1e-12 else 0.0
     report = FaultReport(strict=main.report.strict)
     everything = np.ones(main.num_classes, bool)
     sizes = np.array([len(main.images), *(len(one.annotations.images) for one in extra)])
     stops = np.cumsum(sizes).tolist()
     sets = [
-        ImageSet(str(main.raw), 0, stops[0], max(0.0, 1 - sum(shares)), "all", everything, has_masks=True),
+        ImageSet(str(main.raw), 0, stops[0], rest, "all", everything, has_masks=True),
         *(
             ImageSet(
                 name=str(one.annotations.raw),

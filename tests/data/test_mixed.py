@@ -220,6 +220,18 @@ def test_shares_of_0_and_1(written, config, share):
             assert_equal({key: batch[key] for key in alone}, alone)
 
 
+def test_shares_that_sum_to_1_but_for_rounding(written, config):
+    """.7 + .2 + .1 in floats is below 1; the main set is left out all the same."""
+    main = load_annotations(*written[0])
+    same = same_classes(main.categories, main.categories, origin="x")
+    assert sum((0.7, 0.2, 0.1)) < 1
+    mixed = mix(main, [ExtraSet(main, same, share, "all") for share in (0.7, 0.2, 0.1)])
+    assert mixed.sets[0].share == 0
+    iterator = make_train_iterator(mixed, config)
+    iterator.close()
+    assert set(iterator.sets.tolist()) == {1, 2, 3}
+
+
 def test_a_set_of_one_image(written, config):
     """All its rows are that image, as many as its share asks for."""
     path = written[1][0]
