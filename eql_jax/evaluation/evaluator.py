@@ -154,7 +154,7 @@ def evaluate(
       ValueError: the annotations cannot be used (see `read_annotation_json` and `prepare_ground_truth`), an IoU type is
         or the backend is unknown, a result lacks what it needs, is of an unknown image or has a damaged mask,
         `max_detections` is below -1, `detections_per_class` is below 1 or comes with a limit per image, or there are
-        more groups than classes.
+        more groups than classes or than `image_groups.MAX_GROUPS`.
       ImportError: the `lvis` package is asked for and missing, or for boundaries OpenCV.
     """
     known = (*IOU_TYPES, BOUNDARY)

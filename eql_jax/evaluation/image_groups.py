@@ -15,6 +15,8 @@ import numpy as np
 
 from eql_jax.evaluation.accumulate import Curves, mean_of_valid
 
+MAX_GROUPS = 49  # the AP of a 50th would be named AP50, which is that at IoU .5
+
 
 class ClassGroup(NamedTuple):
     """Classes of neighbouring ranks.
@@ -38,11 +40,12 @@ def group_classes(class_ids: Sequence[int], image_counts: Mapping[int, int], cou
       count: n.
 
     Raises:
-      ValueError: there are fewer classes than groups, or a class has no count.
+      ValueError: there are fewer classes than groups, more than `MAX_GROUPS` groups, or a class has no count.
     """
-    if not 1 <= count <= len(class_ids):
+    if not 1 <= count <= min(len(class_ids), MAX_GROUPS):
         raise ValueError(
-            f"eval.image_count_groups is {count}; expected 1 to {len(class_ids)}, the number of classes, or 0 for none"
+            f"eval.image_count_groups is {count}; expected 1 to {min(len(class_ids), MAX_GROUPS)} for "
+            f"{len(class_ids)} classes, or 0 for none"
         )
     missing = [class_id for class_id in class_ids if class_id not in image_counts]
     if missing:

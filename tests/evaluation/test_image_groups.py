@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eql_jax.evaluation import evaluate, format_table, write_class_csv, write_metrics_json
-from eql_jax.evaluation.image_groups import group_classes
+from eql_jax.evaluation.image_groups import MAX_GROUPS, group_classes, group_metric_names
 
 SQUARE = [10.0, 10.0, 20.0, 20.0]
 
@@ -47,6 +47,14 @@ def boxes_dataset(boxes, *, num_images=4, num_classes=5, crowd=()):
             results.append({"image_id": image, "category_id": category, "bbox": SQUARE, "score": 0.9})
     categories = [{"id": i, "name": f"class {i}"} for i in range(1, num_classes + 1)]
     return {"images": images, "annotations": annotations, "categories": categories}, results
+
+
+def test_names_of_groups_are_no_other_metrics():
+    """AP50 is AP at IoU .5: there is no 50th group."""
+    counts = dict.fromkeys(range(60), 1)
+    assert not {"AP50", "AP75"} & set(group_metric_names(len(group_classes(range(60), counts, MAX_GROUPS))))
+    with pytest.raises(ValueError, match="eval.image_count_groups is 50; expected 1 to 49 for 60 classes"):
+        group_classes(range(60), counts, 50)
 
 
 def test_ap_of_groups_by_hand():
