@@ -225,7 +225,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if not options.images and not options.sizes:
         parser.error("one of --images and --sizes is needed: boxes are shares of the image")
     if options.workers < 0:
-        parser.error(f"--workers is {options.workers}, expected at least 1")
+        parser.error(f"--workers is {options.workers}, expected at least 0 (as many as there are cores)")
     return options
 
 

@@ -131,7 +131,7 @@ def read_meaning(classes: Classes, hierarchy: FilePath | None) -> Meaning:
         try:
             with _open_text(hierarchy) as stream:
                 root = json.load(stream)
-            _add_subcategories(root, (), above)
+            _add_subcategories({"Subcategory": root["Subcategory"]}, (), above)  # a root has some
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise AnnotationError(
                 f"{hierarchy} is no hierarchy of labels ({type(error).__name__}: {error}); expected nested objects "
@@ -308,6 +308,8 @@ def _open_text(path: FilePath) -> Iterator[IO[str]]:
             yield io.TextIOWrapper(gzip.open(stream) if packed else stream, "utf-8-sig", "backslashreplace", newline="")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise AnnotationError(f"{path} is a damaged gzip file: {error}. Download it again") from error
+        except csv.Error as error:
+            raise AnnotationError(f"{path} is no CSV ({error}); expected the table that --help names") from error
 
 
 def _read_table(
