@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from configs import lvis
 
-CLASSES = 500
 TRAINING_IMAGES = 1_700_000  # as the paper says; exactly as many only matter to the length of an epoch
 EPOCHS, DECAY_AFTER = 12, (8, 11)
 
