@@ -111,8 +111,8 @@ class ViewsLayout:
         sizes = sorted({size for group in used for size in group})
         return (
             f"test-time augmentation: shorter sides {', '.join(str(view.shorter_side) for view in self.views)}; "
-            f"{len(used)} groups of images by shape, {len(sizes)} padded sizes, each compiled at most once for boxes and "
-            f"once for masks: {', '.join(f'{size.height}x{size.width}' for size in sizes)}"
+            f"{len(used)} groups of images by shape, {len(sizes)} padded sizes, each compiled at most once for boxes "
+            f"and once for masks: {', '.join(f'{size.height}x{size.width}' for size in sizes)}"
         )
 
 
