@@ -116,7 +116,8 @@ def _backbone_facts(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, di
 def _head_facts(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(description, {field: value}) of what follows the backbone."""
     if _has(tensors, r"roi_heads\.res5\."):
-        yield "a C4 model (the heads run res5)", {"model.architecture": "c4"}
+        fields = {"model.architecture": "c4", "model.box_head.pool_size": 14}  # no shape says how large RoIs are
+        yield "a C4 model (the heads run res5)", fields
     elif _has(tensors, r"backbone\.fpn_"):
         yield "an FPN model", {"model.architecture": "fpn"}
     stages = _count(tensors, r"roi_heads\.box_(?:head|predictor)\.(\d+)\.")
