@@ -289,6 +289,11 @@ def _head_faults(m: ConfigDict) -> Iterator[str]:
             yield f"model.cascade.ious is {ious}; the cascade goes with model.architecture 'fpn'"
         if m.box_head.num_convs:
             yield f"model.box_head.num_convs is {m.box_head.num_convs}; expected 0 for 'c4', whose box head is res5"
+        if m.box_head.pool_size % 2:
+            yield (
+                f"model.box_head.pool_size is {m.box_head.pool_size}; expected an even number for 'c4', 14 as a rule, "
+                "as res5 halves it"
+            )
         if m.backbone.freeze_at > 4:
             yield f"model.backbone.freeze_at is {m.backbone.freeze_at}; expected at most 4 for 'c4'"
 

@@ -64,6 +64,7 @@ def test_overrides(tmp_path, words, key, value):
         ("--config.model.box_head.loss=bce", r"box_head\.loss is 'bce'; expected one of 'eql', 'sigmoid', 'softmax'"),
         ("--config.model.backbone.norm=bn", r"backbone\.norm is 'bn'"),
         ("--config.model.backbone.kind=senet --config.model.backbone.width_per_group=4", r"expected 0 for 'senet'"),
+        ("--config.model.architecture=c4", r"pool_size is 7; expected an even number for 'c4'"),
         ("--config.model.architecture=c4 --config.model.box_head.num_convs=4", r"num_convs is 4; expected 0 for 'c4'"),
         ("--config.model.backbone.depth=51", r"depth is 51; expected one of 18, 34, 50, 101"),
         ("--config.optimizer.schedule=linear", r"optimizer\.schedule is 'linear'; expected one of 'steps'"),
