@@ -97,9 +97,9 @@ def get_config() -> ConfigDict:
     )
     m.backbone.depth = 50  # resnet: 18, 34, 50, 101 or 152; senet: 50, 101 or 154
     m.backbone.width = 64  # res2 has 4 times as many channels (depths 18 and 34: as many), each stage twice the last
-    m.backbone.stem_width = 0  # channels of the stem; 0: model.backbone.width (senet: twice as many)
+    m.backbone.stem_width = 0  # channels of the stem (senet: its last layer has twice as many); 0: model.backbone.width
     m.backbone.groups = 1  # of the 3x3 convolutions of bottlenecks: ResNeXt 32x8d has 32, SENet-154 64
-    m.backbone.width_per_group = 0  # channels of a group in res2, doubled each stage; 0: width / groups
+    m.backbone.width_per_group = 0  # resnet: channels of a group in res2, doubled each stage; 0: width / groups
     m.backbone.deform_stages = ()  # of (2, 3, 4, 5): bottlenecks there have a deformable 3x3 (Zhu et al. 2019)
     m.backbone.deform_modulated = True  # False: offsets without modulation (Dai et al. 2017)
     m.backbone.deform_groups = 1  # groups of channels with offsets of their own
