@@ -78,6 +78,8 @@ def run(options: argparse.Namespace) -> Summary:
         raise EnsembleError("--evaluate needs --annotations, to evaluate by")
     if options.out.resolve() in [Path(path).resolve() for path in paths]:
         raise EnsembleError(f"--out {options.out} is one of the --results: choose another name")
+    if options.out.suffix == ".gz":
+        raise EnsembleError(f"--out {options.out}: results are written plain; choose a name without .gz")
     fusing = FuseOptions(options.fuse, options.iou, options.average_masks, options.max_detections)
     fusing.check()
     known = read_known(options.annotations) if options.annotations else None

@@ -139,6 +139,7 @@ def test_results_against_annotations(tmp_path, capsys, changes, message):
         (["--experts", "{b}=@none.txt"], r"No such file or directory: 'none.txt'"),
         (["--evaluate"], r"--evaluate needs --annotations"),
         (["--out", "{b}"], r"--out .*b.json is one of the --results"),
+        (["--out", "{b}.gz"], r"--out .*b.json.gz: results are written plain"),
         (["--annotations", "{b}"], r"b.json holds a JSON list"),
     ],
 )
