@@ -10,13 +10,14 @@ import yaml
 
 from configs import base
 from eql_jax.convert import __main__ as command
-from eql_jax.convert.conventions import IMAGENET_STD
+from eql_jax.convert.conventions import IMAGENET_STD, family_of
 from eql_jax.convert.errors import ConversionError
 from eql_jax.convert.run import Options, convert, export_detectron2, save
 from eql_jax.convert.source_config import read_source_config
-from eql_jax.convert.table import detectron2_table, to_detectron2
+from eql_jax.convert.table import detectron2_table, find_rule, to_detectron2
 from eql_jax.data.categories import packaged_statistics
 from eql_jax.models import build_model, init_model
+from eql_jax.models.backbones import make_backbone
 from eql_jax.training.compatibility import Classes, flatten
 from tests.convert.test_names import caffe2_name, torchvision_names
 from tests.models.golden import CONFIG, WEIGHTS
@@ -346,47 +347,49 @@ def test_round_trip_of_the_variants(write, name, tmp_path):
     assert all(line in report for line in ["META_ARCHITECTURE GeneralizedRCNN", *SETTINGS[name]]), report
 
 
-@pytest.mark.parametrize("groups", [2, 64])
-def test_caffe2_resnext_backbones(write, groups):
-    """X-101-32x8d.pkl and X-101-64x4d.pkl: the stride is in the 3x3; only the first is known to divide by a std."""
-    config = narrow_variant(**{"model.backbone.groups": groups, "model.backbone.width_per_group": 2})
+@pytest.mark.slow
+def test_caffe2_resnext_backbone_for_a_deformable_model(write):
+    """X-101-32x8d.pkl: BGR, ImageNet's std, the stride in the 3x3. The offsets begin at zero, as in detectron2."""
+    config = narrow_variant(**VARIANTS["resnext"], **VARIANTS["deformable"])
     tensors, arrays = tensors_of(config)
-    file = {caffe2_name(k.removeprefix(B)): v for k, v in tensors.items() if k.startswith(B) and "running" not in k}
+    left_out = ("running", "conv2_offset")
+    file = {k: v for k, v in tensors.items() if k.startswith(B) and not any(part in k for part in left_out)}
+    file = {caffe2_name(k.removeprefix(B)): v for k, v in file.items()}
     found = run(write(file, author="Caffe2"), count=3, config=config, backbone_only=True)
-    m, path = found.config.model, "params/backbone/res2_0/conv2/kernel"
-    np.testing.assert_array_equal(flatten(found.variables)[path], arrays[path])
-    assert not m.backbone.stride_in_1x1
-    assert m.pixel_std == ((1.0, 1.0, 1.0) if groups == 64 else IMAGENET_STD)
-    assert ("assumed" in "\n".join(found.report)) == (groups == 64)
+    m, loaded = found.config.model, flatten(found.variables)
+    path = "params/backbone/res3_0/conv2/kernel"
+    np.testing.assert_array_equal(loaded[path], arrays[path])
+    assert not np.asarray(loaded["params/backbone/res3_0/conv2_offset/kernel"]).any()
+    assert not m.backbone.stride_in_1x1 and m.pixel_std == IMAGENET_STD
+    assert "assumed" not in "\n".join(found.report)
 
 
+def test_what_is_assumed_of_resnexts():
+    """64x4d of Caffe2, of which the file does not say the std, and whole models without a config."""
+    assert family_of("detectron2", "Caffe2", True, 64).assumed
+    assert family_of("detectron2", "Caffe2", True, 64).backbone["model.pixel_std"] == (1.0, 1.0, 1.0)
+    zoo = family_of("detectron2", "Detectron2 Model Zoo", False, 32)
+    assert zoo.assumed and zoo.backbone["model.pixel_std"] == IMAGENET_STD
+    assert not zoo.backbone["model.backbone.stride_in_1x1"]
+
+
+def test_whole_model_without_offsets(write, tensors):
+    with pytest.raises(ConversionError, match=r"without deformable convolutions: set .*deform_stages=\(\)"):
+        run(write(tensors), config=narrow_config(**VARIANTS["deformable"]))
+
+
+@pytest.mark.slow
 def test_imagenet_backbone_for_a_c4_model(write, tensors):
-    """MSRA's res5 goes to the RoI heads; so does that of an FPN model."""
+    """MSRA's res5 goes to the RoI heads."""
     config = narrow_config(**VARIANTS["c4"])
     bare = {k.removeprefix(B): v for k, v in tensors.items() if k.startswith(B)}
-    caffe2 = {caffe2_name(k): v for k, v in bare.items() if "running" not in k}
-    for file in (caffe2, tensors):
-        found = run(write(file), count=3, config=config, backbone_only=True)
-        arrays = flatten(found.variables)
-        expected = bare["res5.1.conv2.weight"].transpose(2, 3, 1, 0)
-        np.testing.assert_array_equal(arrays["params/res5/res5_1/conv2/kernel"], expected)
-        (fresh,) = [line for line in found.report if line.startswith("freshly initialised")]
-        assert "params/box_head/cls_score/kernel" in fresh and "res5" not in fresh
-
-
-def test_plain_backbone_for_a_deformable_model(write, tensors):
-    """The offsets begin at zero, as in detectron2."""
-    config = narrow_config(**VARIANTS["deformable"])
-    found = run(
-        write({k: v for k, v in tensors.items() if k.startswith(B)}), count=3, config=config, backbone_only=True
-    )
+    file = {caffe2_name(k): v for k, v in bare.items() if "running" not in k}
+    found = run(write(file), count=3, config=config, backbone_only=True)
     arrays = flatten(found.variables)
-    assert not np.asarray(arrays["params/backbone/res3_0/conv2_offset/kernel"]).any()
-    np.testing.assert_array_equal(
-        arrays["params/backbone/res3_0/conv2/kernel"], tensors[f"{B}res3.0.conv2.weight"].transpose(2, 3, 1, 0)
-    )
-    with pytest.raises(ConversionError, match=r"without deformable convolutions: set .*deform_stages=\(\)"):
-        run(write(tensors), config=config)
+    expected = bare["res5.1.conv2.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(arrays["params/res5/res5_1/conv2/kernel"], expected)
+    (fresh,) = [line for line in found.report if line.startswith("freshly initialised")]
+    assert "params/box_head/cls_score/kernel" in fresh and "res5" not in fresh
 
 
 def cadene_name(name):
@@ -403,19 +406,54 @@ def cadene_name(name):
     return f"{block}.bn{parts[2][-1]}.{parts[-1]}" if "norm" in parts else f"{block}.{parts[2]}.{parts[-1]}"
 
 
-def test_senet154(write):
-    """The names and layouts of Cadene's senet154; made-up numbers, narrow, its depth of 3, 8, 36 and 3 blocks."""
-    fields = {"model.backbone.kind": "senet", "model.backbone.depth": 154, "model.backbone.groups": 2}
+def senet_shapes(config):
+    """{name in senet154's state dict: shape} of the backbone of `config`."""
+    backbone = make_backbone(config.model, np.float32)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x, train=False), image)
+    arrays = {
+        f"{group}/backbone/{path}": np.broadcast_to(np.float32(0), leaf.shape)
+        for group, tree in shapes.items()
+        for path, leaf in flatten(tree).items()
+    }
+    table = detectron2_table(config, channels="bgr")
+    found = {path: find_rule(path, table) for path in arrays}
+    return {cadene_name(name): rule.transform.backward(arrays[path]).shape for path, (rule, name) in found.items()}
+
+
+def test_names_and_shapes_of_senet154():
+    config = base.get_config()
+    b = config.model.backbone
+    b.kind, b.depth, b.groups, b.stride_in_1x1 = "senet", 154, 64, False
+    shapes = senet_shapes(config)
+    expected = {
+        "layer0.conv1.weight": (64, 3, 3, 3),
+        "layer0.conv3.weight": (128, 64, 3, 3),
+        "layer0.bn3.running_var": (128,),
+        "layer1.0.conv1.weight": (128, 128, 1, 1),
+        "layer1.0.conv2.weight": (256, 2, 3, 3),
+        "layer1.0.downsample.0.weight": (256, 128, 1, 1),
+        "layer2.7.conv3.weight": (512, 512, 1, 1),
+        "layer2.0.downsample.0.weight": (512, 256, 3, 3),
+        "layer3.35.se_module.fc1.weight": (64, 1024, 1, 1),
+        "layer3.35.se_module.fc2.bias": (1024,),
+        "layer4.2.se_module.fc1.bias": (128,),
+        "layer4.0.downsample.1.running_mean": (2048,),
+    }
+    assert {name: shapes.get(name) for name in expected} == expected
+    # Of every convolution a kernel and four arrays of its norm; of 50 blocks, two layers with bias.
+    assert len(shapes) == 5 * (3 + 50 * 3 + 4) + 50 * 4
+    assert sum(int(np.prod(s)) for n, s in shapes.items() if "running" not in n) == pytest.approx(113.0e6, abs=0.1e6)
+
+
+@pytest.mark.slow
+def test_senet(write):
+    """A state dict of Cadene's names, with made-up numbers of narrow layers."""
+    fields = {"model.backbone.kind": "senet", "model.backbone.depth": 50, "model.backbone.groups": 2}
     config = narrow_variant(**fields, **{"model.backbone.stride_in_1x1": False})
     tensors, arrays = tensors_of(config)
     file = {cadene_name(k): v for k, v in tensors.items() if k.startswith(B)}
     file |= {"last_linear.weight": np.ones((10, 4), np.float32), "layer0.bn1.num_batches_tracked": np.array(3)}
-    for name in ("layer0.conv3.weight", "layer3.35.se_module.fc2.bias", "layer4.0.downsample.0.weight"):
-        assert name in file
-    assert file["layer1.0.conv2.weight"].shape == (16, 4, 3, 3) and file["layer2.0.downsample.0.weight"].shape[2:] == (
-        3,
-        3,
-    )
     # The first layer takes RGB.
     path = write(file | {"layer0.conv1.weight": file["layer0.conv1.weight"][:, ::-1]})
     found = run(path, count=3, config=config, source="cadene", backbone_only=True)

@@ -5,6 +5,7 @@ stand for images that are not recorded. Used by test_detectron2_variants_trainin
 by check_golden.py on any recorded step.
 """
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,8 @@ def rasterised(golden: Golden, rois: RoITargets, size: int = 28) -> np.ndarray:
     return targets
 
 
-def run_step(
-    golden: Golden, freq: np.ndarray | None, *, recorded_boxes: bool = True
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Losses of the recorded samples and the gradient of their sum, {path: array}.
-
-    recorded_boxes: of a cascade, later stages get the recorded boxes too, not the model's own.
-    """
+def run_step(golden: Golden, freq: np.ndarray | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Losses of the recorded samples (of a cascade, in every stage) and the gradient of their sum, {path: array}."""
     truth = ground_truth(golden)
     rpn_targets, rois = samples(golden, truth)
     targets = rasterised(golden, rois)
@@ -121,15 +117,13 @@ def run_step(
     canvas, sizes = images(golden)
 
     def replace(next_fun, args, kwargs, context):
-        found = next_fun(*args, **kwargs)
-        if context.method_name == "refine" and recorded_boxes:
+        if context.method_name == "refine":
             a, stage = golden.arrays, args[0] + 1
             boxes = np.stack([a[f"stage{stage}_roi_boxes{i}"] for i in range(2)])
             # A box that moves by 1e-5 pixels can turn a unit of the next head on or off: losses hardly change, and
             # single entries of the gradient by 1e-3.
             return jnp.asarray(boxes)
-        last = context.module.name == "res2_2" and context.method_name == "__call__"
-        return golden.nhwc("res2") if last and "res2" in golden.arrays else found
+        return next_fun(*args, **kwargs)
 
     def losses(model):
         pyramid = model.features(canvas, sizes, train=True)
@@ -141,7 +135,8 @@ def run_step(
     def step(params):
         def total(params):
             variables = {**golden.variables, "params": params}
-            with nn.intercept_methods(replace):
+            stored = golden.from_res2() if "res2" in golden.arrays else contextlib.nullcontext()
+            with stored, nn.intercept_methods(replace):
                 terms = golden.model.apply(variables, method=losses)
             return sum(terms[k] for k in TERMS), terms
 
