@@ -72,7 +72,9 @@ def samples(golden: Golden, truth: GroundTruth) -> tuple[RPNTargets, RoITargets]
     matched = np.zeros(classes.shape, np.int32)
     for i in range(2):
         positive = labels[i] == 1
-        deltas[i, positive] = encode_boxes(a[f"rpn_matched_gt_pos{i}"], anchors[positive], weights=(1, 1, 1, 1))
+        key = f"rpn_matched_gt_pos{i}"  # or of every anchor
+        boxes = a[key] if key in a else a[f"rpn_matched_gt{i}"][positive]
+        deltas[i, positive] = encode_boxes(boxes, anchors[positive], weights=(1, 1, 1, 1))
         foreground = classes[i] < golden.model.num_classes
         assert foreground.sum() == a["num_fg"][i] and foreground[: a["num_fg"][i]].all()
         # The object of a foreground RoI is recorded by its box.
