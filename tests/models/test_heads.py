@@ -109,7 +109,7 @@ def test_mask_head_with_norms(norm):
 def test_c4_shares_the_features_of_foreground_between_boxes_and_masks():
     """The losses, and gradients of res5, are those of pooling and running res5 a second time for the masks."""
     model = tiny_model(C4 | {"backbone.norm": "group_norm"})
-    variables = init_model(model, jax.random.key(0, impl="rbg"))
+    variables = init_model(model, jax.random.key(0))
     rng = np.random.default_rng(0)
     res4 = jnp.asarray(rng.normal(size=(2, 4, 6, 32)), jnp.float32)
     objects = np.array([[[4, 4, 40, 40], [30, 20, 90, 60]]] * 2, np.float32)
@@ -141,7 +141,7 @@ def test_c4_shares_the_features_of_foreground_between_boxes_and_masks():
 @pytest.mark.parametrize("changes", [{}, CASCADE, C4], ids=["fpn", "cascade", "c4"])
 def test_masks_of_the_detected_boxes_are_those_of_the_detections(changes):
     model = tiny_model(changes)
-    variables = init_model(model, jax.random.key(0, impl="rbg"))
+    variables = init_model(model, jax.random.key(0))
     batch = tiny_batch(batch=1)
 
     @jax.jit
