@@ -20,19 +20,18 @@ from tests.models.test_mask_rcnn import C4, CASCADE, tiny_config
 
 CLASSES, SIDE, STEPS, CYCLE = 20, 64, 20, 2
 RESNEXT = {"backbone.depth": 50, "backbone.width": 8, "backbone.groups": 4, "backbone.width_per_group": 4}
+DEFORMABLE = {"backbone.deform_stages": (5,), "backbone.deform_groups": 2}
 SENET = {"backbone.kind": "senet", "backbone.depth": 50, "backbone.width": 8, "backbone.stride_in_1x1": False}
-DEFORMABLE = {"backbone.depth": 50, "backbone.width": 8, "backbone.deform_stages": (4, 5)}
 FOUR_CONV_ONE_FC = {"box_head.num_convs": 4, "box_head.num_fc": 1, "box_head.conv_dim": 16}
+GROUP_NORM = {"box_head.norm": "group_norm", "mask_head.norm": "group_norm"}
+# As in the backbone of tiny_config.
+LIVE_NORM = {"box_head.num_convs": 1, "box_head.conv_dim": 16, "box_head.norm": "batch_norm"}
 VARIANTS = {
     "cascade_eql": CASCADE,
-    "cascade_softmax_resnext": CASCADE | RESNEXT | {"box_head.loss": "softmax"},
+    "cascade_softmax_resnext_deformable": CASCADE | RESNEXT | DEFORMABLE | {"box_head.loss": "softmax"},
     "c4_eql": C4,
-    "group_norm_heads_deformable": DEFORMABLE
-    | FOUR_CONV_ONE_FC
-    | {"box_head.norm": "group_norm", "mask_head.norm": "group_norm"},
-    "boxes_only_sigmoid_senet_live_norms": SENET
-    | FOUR_CONV_ONE_FC
-    | {"with_mask": False, "box_head.loss": "sigmoid", "box_head.norm": "batch_norm", "fpn.norm": "batch_norm"},
+    "group_norm_heads_eql": FOUR_CONV_ONE_FC | GROUP_NORM,
+    "boxes_only_sigmoid_senet": SENET | LIVE_NORM | {"with_mask": False, "box_head.loss": "sigmoid"},
 }
 
 
