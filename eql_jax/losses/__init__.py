@@ -41,7 +41,8 @@ brings no more). Three steps lift EQL into a detector of your own.
 
 Every function takes any leading axes and is pure: jit, vmap and grad apply. Sums run over the whole array and are
 divided by the number of valid rows, or by `normalizer` if you count over several devices. Smooth thresholds are in
-`threshold_function`, section 4.2's verified negatives in `exempt_classes`.
+`threshold_function`, section 4.2's verified negatives in `exempt_classes`, and pictures in which nobody looked for some
+classes in `annotated_classes`.
 """
 
 from eql_jax.losses.classification import (
