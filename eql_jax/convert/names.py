@@ -39,14 +39,14 @@ CAFFE2_NORM = {
     "running_var": "running_var",
 }
 
+# layer1 .. layer4, as torchvision and those after it call the stages.
+_TORCH_STAGES = tuple((rf"(?:backbone\.body\.)?layer{n}\.(.+)", rf"res{n + 1}.\1") for n in (1, 2, 3, 4))
+
 # torchvision counts stages from 1 and levels from 0; `{+1}` and `{+2}` add to the group before.
 TORCHVISION = (
     (r"(?:backbone\.body\.)?conv1\.weight", r"stem.conv1.weight"),
     (r"(?:backbone\.body\.)?bn1\.(\w+)", r"stem.conv1.norm.\1"),
-    (r"(?:backbone\.body\.)?layer1\.(.+)", r"res2.\1"),
-    (r"(?:backbone\.body\.)?layer2\.(.+)", r"res3.\1"),
-    (r"(?:backbone\.body\.)?layer3\.(.+)", r"res4.\1"),
-    (r"(?:backbone\.body\.)?layer4\.(.+)", r"res5.\1"),
+    *_TORCH_STAGES,
     (r"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.(weight|bias)", r"backbone.fpn_lateral{\1}.\2"),
     (r"backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?\.(weight|bias)", r"backbone.fpn_output{\1}.\2"),
     (r"rpn\.head\.conv(?:\.0\.0)?\.(weight|bias)", r"proposal_generator.rpn_head.conv.\1"),
@@ -73,10 +73,7 @@ _TORCHVISION_BLOCK = (
 CADENE = (
     (r"layer0\.conv([123])\.weight", r"stem.conv\1.weight"),
     (r"layer0\.bn([123])\.(\w+)", r"stem.conv\1.norm.\2"),
-    (r"layer1\.(.+)", r"res2.\1"),
-    (r"layer2\.(.+)", r"res3.\1"),
-    (r"layer3\.(.+)", r"res4.\1"),
-    (r"layer4\.(.+)", r"res5.\1"),
+    *_TORCH_STAGES,
     (r"last_linear\.(weight|bias)", r"classifier.\1"),
 )
 _CADENE_BLOCK = (

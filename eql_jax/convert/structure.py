@@ -99,7 +99,7 @@ def _backbone_facts(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, di
         fields = {"model.backbone.groups": groups, "model.backbone.width_per_group": per_group}
         yield f"a ResNeXt ({groups} groups of {per_group} channels)", fields
     else:
-        yield "a ResNet without groups", {"model.backbone.groups": 1}
+        yield "a ResNet without groups", {"model.backbone.groups": 1, "model.backbone.width_per_group": 0}
     offsets = _shapes(tensors, r".*\.conv2_offset\.weight")
     deform = tuple(s for s in (2, 3, 4, 5) if _has(tensors, rf"res{s}\.\d+\.conv2_offset\."))
     if offsets and deform:
@@ -177,7 +177,9 @@ def _shapes(tensors: Mapping[str, np.ndarray], pattern: str) -> list[Sequence[in
 def _field(config: ConfigDict, field: str) -> Any:
     if field == "model.backbone.width_per_group":
         backbone = config.model.backbone
-        return backbone.width_per_group or backbone.width // backbone.groups
+        if backbone.groups > 1:  # 0 stands for this many
+            return backbone.width_per_group or backbone.width // backbone.groups
+        return backbone.width_per_group
     for part in field.split("."):
         config = config[part]
     return tuple(config) if isinstance(config, list | tuple) else config

@@ -1,10 +1,9 @@
 """The annotations of a file, packed into columns while it is read.
 
 K classes, N images, T annotations. An annotation of LVIS v1 takes 0.5 KB here and 4 KB as Python objects; without its
-mask 65 bytes. Which images
-and classes there are may stand later in the file, so that nothing is checked against them before the end: `resolve`
-does that, for all annotations at once where they are as they should be, and for each of the others by
-`object_checks.read_object`, in the order of the file.
+mask 65 bytes. Which images and classes there are may stand later in the file, so that nothing is checked against them
+before the end: `resolve` does that, for all annotations at once where they are as they should be, and for each of the
+others by `object_checks.read_object`, in the order of the file.
 """
 
 from __future__ import annotations

@@ -105,11 +105,7 @@ class CascadeMaskRCNN(MaskRCNN):
                 boxes = self.refine(stage, rois.boxes, deltas, image_size)
                 rois, present = self.rematch(stage + 1, boxes, present, gt)
         terms["num_foreground"] = terms.pop("num_foreground_stage0")
-        if not self.config.with_mask:
-            return terms
-        slots = self.foreground_slots(sample)
-        logits = self.mask_logits(pyramid, slots.boxes, slots.classes, train=True)
-        return terms | self.mask_losses(logits, slots, gt, mask_targets)
+        return terms | self.sampled_mask_losses(pyramid, sample, gt, mask_targets)
 
     def rematch(self, stage: int, boxes: jax.Array, present: jax.Array, gt: GroundTruth) -> RematchedRoIs:
         """Boxes [B,R,4], of which those `present` (bool [B,R]) count, as the RoIs that a stage is trained on."""

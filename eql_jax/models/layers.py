@@ -3,6 +3,7 @@
 Shapes: B images, H W feature map, C channels; NHWC throughout.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -91,33 +92,27 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        return self.convolve(conv2d, x, train=train)
+
+    def convolve(self, operation: Callable[..., jax.Array], x: jax.Array, *more: jax.Array, train: bool) -> jax.Array:
+        """operation(x, *more, kernel, options) and the norm; inside the compact method."""
         check_norm(self.norm)
         k = self.kernel_size
         shape = (k, k, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        x = conv2d(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            strides=self.strides,
-            padding=(k - 1) // 2,
-            groups=self.groups,
-        )
+        options = dict(strides=self.strides, padding=(k - 1) // 2, groups=self.groups)
+        x = operation(x.astype(self.dtype), *more, kernel.astype(self.dtype), **options)
         return _normalize(self, x, self.norm, self.dtype, train)
 
 
-class DeformConv(nn.Module):
+class DeformConv(Conv):
     """Deformable convolution (see ops.deform_conv) with the parameters of a `Conv`, then `norm`.
 
     The offsets come from outside, so that a block's `conv2` has the same parameters deformable or not.
+
+    Attributes: as of `Conv`; deform_groups: groups of channels with offsets of their own.
     """
 
-    features: int
-    kernel_size: int = 3
-    strides: int = 1
-    norm: str = "none"
-    kernel_init: Initializer = kaiming_normal
-    dtype: jnp.dtype = jnp.float32
-    groups: int = 1
     deform_groups: int = 1
 
     @nn.compact
@@ -125,18 +120,5 @@ class DeformConv(nn.Module):
         self, x: jax.Array, offsets: jax.Array, modulation: jax.Array | None, *, train: bool = False
     ) -> jax.Array:
         """x [B,H,W,C], offsets [B,H',W',2*k*k*deform_groups], modulation [B,H',W',k*k*deform_groups] or None."""
-        check_norm(self.norm)
-        k = self.kernel_size
-        shape = (k, k, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        x = deform_conv2d(
-            x.astype(self.dtype),
-            offsets,
-            kernel.astype(self.dtype),
-            modulation=modulation,
-            strides=self.strides,
-            padding=(k - 1) // 2,
-            groups=self.groups,
-            deform_groups=self.deform_groups,
-        )
-        return _normalize(self, x, self.norm, self.dtype, train)
+        operation = functools.partial(deform_conv2d, modulation=modulation, deform_groups=self.deform_groups)
+        return self.convolve(operation, x, offsets, train=train)

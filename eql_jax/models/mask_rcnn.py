@@ -227,12 +227,17 @@ class MaskRCNN(ProposalNetwork):
         """
         del image_size  # for heads that make boxes of boxes
         hidden = self.box_hidden(pyramid, sample.boxes, train=True)
-        terms = self.box_losses(hidden, sample, rules)
+        return self.box_losses(hidden, sample, rules) | self.sampled_mask_losses(pyramid, sample, gt, mask_targets)
+
+    def sampled_mask_losses(
+        self, pyramid: list[jax.Array], sample: RoITargets, gt: GroundTruth, mask_targets: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """mask of the sampled foreground RoIs, {} without a mask head. Arguments as of `roi_losses`."""
         if not self.config.with_mask:
-            return terms
+            return {}
         slots = self.foreground_slots(sample)
         logits = self.mask_logits(pyramid, slots.boxes, slots.classes, train=True)
-        return terms | self.mask_losses(logits, slots, gt, mask_targets)
+        return self.mask_losses(logits, slots, gt, mask_targets)
 
     def foreground_slots(self, sample: RoITargets) -> ForegroundSlots:
         """The slots of sampled RoIs (batched) that may hold an object."""

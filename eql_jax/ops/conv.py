@@ -4,9 +4,8 @@ This module alone knows on which platform it runs. GPU and TPU get plain `lax.co
 convolution is good forwards and for the gradient of the input, and slow in cases that a ResNet is made of: 1x1
 kernels, which are matmuls; the weight gradient with many channels, which is a handful of matmuls of shifted maps;
 groups of channels, whose gradients take a hundred times as long; and the gradient of max pooling. They are written out
-here. ResNet-50 at 640x640, forward and backward on two cores: 2.6 s
-against 5.5 s with plain XLA; the same at width 16 on eight images of 128x128: 49 ms against 100 ms. Values agree up to
-rounding.
+here. ResNet-50 at 640x640, forward and backward on two cores: 2.6 s against 5.5 s with plain XLA; the same at width 16
+on eight images of 128x128: 49 ms against 100 ms. Values agree up to rounding.
 
 Shapes: B images, H W size of the input, H' W' of the output, Cin and Cout channels. Everything is NHWC.
 """

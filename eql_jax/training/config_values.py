@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from eql_jax.evaluation.image_groups import MAX_GROUPS
 from eql_jax.training.errors import ConfigError
 from eql_jax.training.extra_sets import extra_set_faults
 from eql_jax.training.optimizer import OPTIMIZERS, parameter_factors
@@ -114,7 +115,7 @@ RANGES = {
     "eval.batch_size": (1, None),
     "eval.max_images": (0, None),
     "eval.max_detections": (1, None),
-    "eval.image_count_groups": (0, 20),
+    "eval.image_count_groups": (0, MAX_GROUPS),
     "eval.tta.shorter_sides": (1, None),
     "eval.tta.longest_side": (1, None),
     "eval.pictures": (0, None),

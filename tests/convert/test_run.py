@@ -3,72 +3,20 @@
 import json
 import pickle
 
-import jax
 import numpy as np
 import pytest
 import yaml
 
 from configs import base
 from eql_jax.convert import __main__ as command
-from eql_jax.convert.conventions import IMAGENET_STD, family_of
+from eql_jax.convert.conventions import IMAGENET_STD
 from eql_jax.convert.errors import ConversionError
-from eql_jax.convert.run import Options, convert, export_detectron2, save
 from eql_jax.convert.source_config import read_source_config
-from eql_jax.convert.table import detectron2_table, find_rule, to_detectron2
 from eql_jax.data.categories import packaged_statistics
-from eql_jax.models import build_model, init_model
-from eql_jax.models.backbones import make_backbone
-from eql_jax.training.compatibility import Classes, flatten
+from eql_jax.training.compatibility import flatten
+from tests.convert.conversions import B, P, narrow_config, run
 from tests.convert.test_names import caffe2_name, torchvision_names
 from tests.models.golden import CONFIG, WEIGHTS
-
-B = "backbone.bottom_up."
-P = "roi_heads.box_predictor."
-
-
-@pytest.fixture(scope="module")
-def tensors():
-    return pickle.loads(WEIGHTS.read_bytes())["model"]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """write(tensors) -> path of a pickle of them."""
-
-    def write(tensors, author="test"):
-        path = tmp_path / "model.pkl"
-        path.write_bytes(pickle.dumps({"model": tensors, "__author__": author}))
-        return path
-
-    return write
-
-
-def classes_of(count):
-    ids = tuple(range(1, count + 1))
-    return Classes(ids, tuple(f"class {i}" for i in ids), ("f",) * count)
-
-
-def narrow_config(**fields):
-    """The widths of the golden model, without its config.yaml."""
-    config = base.get_config()
-    m = config.model
-    m.backbone.width, m.fpn.channels, m.box_head.fc_dim, m.mask_head.channels = 8, 32, 64, 16
-    for key, value in fields.items():
-        config.update_from_flattened_dict({key: value})
-    return config
-
-
-def run(path, count=60, config=None, source="detectron2", source_config=None, overridden=(), **options):
-    return convert(
-        source,
-        path,
-        config or narrow_config(),
-        classes_of(count),
-        options=Options(**options),
-        source_config=source_config,
-        overridden=overridden,
-    )
-
 
 # ------------------------------------------------------------------------------------------------------- both ways
 
@@ -292,184 +240,6 @@ def test_msra_backbone(write, tensors):
     assert "params/box_head/cls_score/kernel" in arrays and "params/fpn/lateral2/kernel" in report
 
 
-def tensors_of(config, count=3):
-    """Made-up tensors of the model of `config`, by detectron2's names."""
-    model = build_model(config, count)
-    shapes = jax.eval_shape(lambda: init_model(model, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    arrays = {k: rng.random(v.shape, np.float32) for k, v in flatten(shapes).items()}
-    return to_detectron2(arrays, detectron2_table(config, channels="bgr")), arrays
-
-
-def narrow_variant(**fields):
-    return narrow_config(
-        **{
-            "model.backbone.width": 4,
-            "model.fpn.channels": 8,
-            "model.box_head.fc_dim": 8,
-            "model.mask_head.channels": 4,
-        },
-        **fields,
-    )
-
-
-VARIANTS = {
-    "cascade": {"model.cascade.ious": (0.5, 0.6, 0.7), "model.box_head.class_agnostic_boxes": True},
-    "c4": {"model.architecture": "c4", "model.mask_head.num_convs": 0, "model.box_head.pool_size": 14},
-    "resnext": {"model.backbone.groups": 2, "model.backbone.width_per_group": 4},
-    "deformable": {"model.backbone.deform_stages": (3, 4, 5)},
-    "4conv1fc": {"model.box_head.num_convs": 4, "model.box_head.conv_dim": 4, "model.box_head.num_fc": 1},
-    "boxes only": {"model.with_mask": False},
-}
-SETTINGS = {
-    "cascade": ["ROI_HEADS.NAME CascadeROIHeads", "CASCADE_HEAD.IOUS [0.5, 0.6, 0.7]", "[20.0, 20.0, 10.0, 10.0]"],
-    "c4": ["BACKBONE.NAME build_resnet_backbone", "ROI_HEADS.NAME Res5ROIHeads"],
-    "resnext": ["NUM_GROUPS 2", "WIDTH_PER_GROUP 4", "STRIDE_IN_1X1 False", "PIXEL_STD [57.375, 57.12, 58.395]"],
-    "deformable": ["DEFORM_ON_PER_STAGE [False, True, True, True]", "DEFORM_MODULATED True"],
-    "4conv1fc": ["ROI_BOX_HEAD.NUM_CONV 4, CONV_DIM 4", "ROI_BOX_HEAD.NUM_FC 1"],
-    "boxes only": ["MODEL.MASK_ON False"],
-}
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_round_trip_of_the_variants(write, name, tmp_path):
-    """In, into a workdir, and back, bit by bit; the report has what the model needs in detectron2."""
-    config = narrow_variant(**VARIANTS[name])
-    tensors, arrays = tensors_of(config)
-    found = run(write(tensors), count=3, config=config)
-    for path, array in flatten(found.variables).items():
-        assert np.asarray(array).tobytes() == arrays[path].tobytes(), path
-    save(found, classes_of(3), tmp_path / "run")
-    exported = export_detectron2(tmp_path / "run", tmp_path / "back.pkl", checkpoint="latest")
-    assert exported.tensors.keys() == tensors.keys()
-    assert all(exported.tensors[k].tobytes() == v.tobytes() for k, v in tensors.items())
-    report = "\n".join(exported.report)
-    assert all(line in report for line in ["META_ARCHITECTURE GeneralizedRCNN", *SETTINGS[name]]), report
-
-
-@pytest.mark.slow
-def test_caffe2_resnext_backbone_for_a_deformable_model(write):
-    """X-101-32x8d.pkl: BGR, ImageNet's std, the stride in the 3x3. The offsets begin at zero, as in detectron2."""
-    config = narrow_variant(**VARIANTS["resnext"], **VARIANTS["deformable"])
-    tensors, arrays = tensors_of(config)
-    left_out = ("running", "conv2_offset")
-    file = {k: v for k, v in tensors.items() if k.startswith(B) and not any(part in k for part in left_out)}
-    file = {caffe2_name(k.removeprefix(B)): v for k, v in file.items()}
-    found = run(write(file, author="Caffe2"), count=3, config=config, backbone_only=True)
-    m, loaded = found.config.model, flatten(found.variables)
-    path = "params/backbone/res3_0/conv2/kernel"
-    np.testing.assert_array_equal(loaded[path], arrays[path])
-    assert not np.asarray(loaded["params/backbone/res3_0/conv2_offset/kernel"]).any()
-    assert not m.backbone.stride_in_1x1 and m.pixel_std == IMAGENET_STD
-    assert "assumed" not in "\n".join(found.report)
-
-
-def test_what_is_assumed_of_resnexts():
-    """64x4d of Caffe2, of which the file does not say the std, and whole models without a config."""
-    assert family_of("detectron2", "Caffe2", True, 64).assumed
-    assert family_of("detectron2", "Caffe2", True, 64).backbone["model.pixel_std"] == (1.0, 1.0, 1.0)
-    zoo = family_of("detectron2", "Detectron2 Model Zoo", False, 32)
-    assert zoo.assumed and zoo.backbone["model.pixel_std"] == IMAGENET_STD
-    assert not zoo.backbone["model.backbone.stride_in_1x1"]
-
-
-def test_whole_model_without_offsets(write, tensors):
-    with pytest.raises(ConversionError, match=r"without deformable convolutions: set .*deform_stages=\(\)"):
-        run(write(tensors), config=narrow_config(**VARIANTS["deformable"]))
-
-
-@pytest.mark.slow
-def test_imagenet_backbone_for_a_c4_model(write, tensors):
-    """MSRA's res5 goes to the RoI heads."""
-    config = narrow_config(**VARIANTS["c4"])
-    bare = {k.removeprefix(B): v for k, v in tensors.items() if k.startswith(B)}
-    file = {caffe2_name(k): v for k, v in bare.items() if "running" not in k}
-    found = run(write(file), count=3, config=config, backbone_only=True)
-    arrays = flatten(found.variables)
-    expected = bare["res5.1.conv2.weight"].transpose(2, 3, 1, 0)
-    np.testing.assert_array_equal(arrays["params/res5/res5_1/conv2/kernel"], expected)
-    (fresh,) = [line for line in found.report if line.startswith("freshly initialised")]
-    assert "params/box_head/cls_score/kernel" in fresh and "res5" not in fresh
-
-
-def cadene_name(name):
-    """The name in senet154's state dict of a tensor of this package's SENet."""
-    parts = name.removeprefix(B).split(".")
-    if parts[0] == "stem":
-        number = parts[1][-1]
-        return f"layer0.bn{number}.{parts[-1]}" if "norm" in parts else f"layer0.conv{number}.{parts[-1]}"
-    block = f"layer{int(parts[0][-1]) - 1}.{parts[1]}"
-    if parts[2] == "shortcut":
-        return f"{block}.downsample.{int('norm' in parts)}.{parts[-1]}"
-    if parts[2].startswith("se_"):
-        return f"{block}.se_module.fc{1 + (parts[2] == 'se_expand')}.{parts[-1]}"
-    return f"{block}.bn{parts[2][-1]}.{parts[-1]}" if "norm" in parts else f"{block}.{parts[2]}.{parts[-1]}"
-
-
-def senet_shapes(config):
-    """{name in senet154's state dict: shape} of the backbone of `config`."""
-    backbone = make_backbone(config.model, np.float32)
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x, train=False), image)
-    arrays = {
-        f"{group}/backbone/{path}": np.broadcast_to(np.float32(0), leaf.shape)
-        for group, tree in shapes.items()
-        for path, leaf in flatten(tree).items()
-    }
-    table = detectron2_table(config, channels="bgr")
-    found = {path: find_rule(path, table) for path in arrays}
-    return {cadene_name(name): rule.transform.backward(arrays[path]).shape for path, (rule, name) in found.items()}
-
-
-def test_names_and_shapes_of_senet154():
-    config = base.get_config()
-    b = config.model.backbone
-    b.kind, b.depth, b.groups, b.stride_in_1x1 = "senet", 154, 64, False
-    shapes = senet_shapes(config)
-    expected = {
-        "layer0.conv1.weight": (64, 3, 3, 3),
-        "layer0.conv3.weight": (128, 64, 3, 3),
-        "layer0.bn3.running_var": (128,),
-        "layer1.0.conv1.weight": (128, 128, 1, 1),
-        "layer1.0.conv2.weight": (256, 2, 3, 3),
-        "layer1.0.downsample.0.weight": (256, 128, 1, 1),
-        "layer2.7.conv3.weight": (512, 512, 1, 1),
-        "layer2.0.downsample.0.weight": (512, 256, 3, 3),
-        "layer3.35.se_module.fc1.weight": (64, 1024, 1, 1),
-        "layer3.35.se_module.fc2.bias": (1024,),
-        "layer4.2.se_module.fc1.bias": (128,),
-        "layer4.0.downsample.1.running_mean": (2048,),
-    }
-    assert {name: shapes.get(name) for name in expected} == expected
-    # Of every convolution a kernel and four arrays of its norm; of 50 blocks, two layers with bias.
-    assert len(shapes) == 5 * (3 + 50 * 3 + 4) + 50 * 4
-    assert sum(int(np.prod(s)) for n, s in shapes.items() if "running" not in n) == pytest.approx(113.0e6, abs=0.1e6)
-
-
-@pytest.mark.slow
-def test_senet(write):
-    """A state dict of Cadene's names, with made-up numbers of narrow layers."""
-    fields = {"model.backbone.kind": "senet", "model.backbone.depth": 50, "model.backbone.groups": 2}
-    config = narrow_variant(**fields, **{"model.backbone.stride_in_1x1": False})
-    tensors, arrays = tensors_of(config)
-    file = {cadene_name(k): v for k, v in tensors.items() if k.startswith(B)}
-    file |= {"last_linear.weight": np.ones((10, 4), np.float32), "layer0.bn1.num_batches_tracked": np.array(3)}
-    # The first layer takes RGB.
-    path = write(file | {"layer0.conv1.weight": file["layer0.conv1.weight"][:, ::-1]})
-    found = run(path, count=3, config=config, source="cadene", backbone_only=True)
-    loaded = flatten(found.variables)
-    for name, array in arrays.items():
-        if "/backbone/" in name:
-            np.testing.assert_array_equal(loaded[name], array, err_msg=name)
-    report = "\n".join(found.report)
-    assert "channels: rgb (Cadene's SENets)" in report and "the ImageNet classifier: classifier.weight" in report
-    assert found.config.model.pixel_std == IMAGENET_STD
-    with pytest.raises(ConversionError, match="--backbone-only takes the backbone"):
-        run(path, count=3, config=config, source="cadene")
-    with pytest.raises(ConversionError, match=r"of a SENet-154: set config\.model\.backbone\.kind=senet"):
-        run(path, count=3, config=narrow_variant(), source="cadene", backbone_only=True)
-
-
 def test_torchvision_backbone_in_detectron2s_names(write, tensors):
     backbone = {k.removeprefix(B): v for k, v in tensors.items() if k.startswith(B)}
     found = run(write(backbone, author="torchvision"), count=3, backbone_only=True)
@@ -513,80 +283,6 @@ def test_sigmoid_head_with_an_unused_background_column(tmp_path, write, tensors)
     np.testing.assert_array_equal(
         flatten(found.variables)["params/box_head/cls_score/bias"], tensors[f"{P}cls_score.bias"]
     )
-
-
-# -------------------------------------------------------------------------------------------------- source config
-
-
-def test_source_config_is_read():
-    found = read_source_config(CONFIG)
-    values = {k: v.value for k, v in found.settings.items()}
-    assert found.num_classes == 60 and not found.background_logit
-    expected = {
-        "channels": "bgr",
-        "model.pixel_mean": (123.675, 116.28, 103.53),
-        "model.pixel_std": (1.0, 1.0, 1.0),
-        "model.backbone.depth": 50,
-        "model.backbone.width": 8,
-        "model.backbone.stem_width": 0,
-        "model.backbone.norm": "frozen_batch_norm",
-        "model.fpn.norm": "none",
-        "model.rpn.aspect_ratios": (0.5, 1.0, 2.0),
-        "model.rpn.negative_iou": 0.3,
-        "model.roi.sampling_ratio": 0,
-        "model.box_head.loss": "eql",
-        "model.eql.threshold": 0.00177,
-        "model.test.detections_per_image": 300,
-        "data.eval_shorter_side": 800,
-    }
-    assert {k: values[k] for k in expected} == expected
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("MODEL.RESNETS.RES5_DILATION", 2, r"MODEL\.RESNETS\.RES5_DILATION is 2; expected 1"),
-        ("MODEL.BACKBONE.NAME", "build_mobilenet", "'build_resnet_fpn_backbone', 'build_resnet_backbone'"),
-        ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "'EQLROIHeads' on .*; expected 'Res5ROIHeads'"),
-        ("MODEL.ROI_HEADS.NAME", "PointRendROIHeads", "'PointRendROIHeads'; expected one of 'CascadeROIHeads'"),
-        ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", r"CLS_AGNOSTIC_BBOX_REG is False; expected True"),
-        ("MODEL.ROI_BOX_HEAD.NORM", "LN", "'LN': expected one of '', 'BN'"),
-        ("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "NUM_FC is 0: expected at least 1"),
-        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign", "ROIAlignV2"),
-        ("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64]], "one size per level"),
-        ("MODEL.RESNETS.NORM", "LN", "'LN'"),
-        ("MODEL.RESNETS.RES2_OUT_CHANNELS", 26, "expected a multiple of 4"),
-        ("INPUT.FORMAT", "YUV-BT.601", "expected 'BGR' or 'RGB'"),
-        ("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 2, "expected one for both"),
-    ],
-)
-def test_source_config_of_another_model(tmp_path, key, value, message):
-    content = yaml.safe_load(CONFIG.read_text())
-    group = content
-    for part in key.split(".")[:-1]:
-        group = group[part]
-    group[key.split(".")[-1]] = value
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-    with pytest.raises(ConversionError, match=message):
-        read_source_config(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("_BASE_: other.yaml\nMODEL: {MASK_ON: true}\n", "complete config"),
-        ("a: [", "no YAML"),
-        ("3", "complete config"),
-    ],
-)
-def test_files_that_are_no_config(tmp_path, text, message):
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    with pytest.raises(ConversionError, match=message):
-        read_source_config(path)
-    with pytest.raises(ConversionError, match="does not exist"):
-        read_source_config(tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,13 @@ def config():
         config.data.mask_size = 16
         config.data.workers = 2
     return config
+
+
+@pytest.fixture
+def larger(write_dataset):
+    """Sixty images, three of them unusable: enough work to be killed in."""
+    from tests.data.prepared_files import spoil_images  # which goes back to this file
+
+    paths = write_dataset(make_content([(320, 240)] * 60, objects_per_image=3))
+    spoil_images(paths)
+    return paths

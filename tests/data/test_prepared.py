@@ -19,8 +19,8 @@ from eql_jax.data.records import ImageRecord, empty_objects
 from eql_jax.data.sources import needs_images, open_annotations
 from eql_jax.data.validation import AnnotationError
 from tests.data.conftest import make_content
+from tests.data.prepared_files import below
 from tests.data.test_object_columns import assert_same_images
-from tests.data.test_prepare import below
 
 
 def test_records_are_tfrecords(tmp_path):
