@@ -12,9 +12,7 @@ run: wrong boxes, class names off by one, masks that lag behind a flip and a tai
 from __future__ import annotations
 
 import argparse
-import base64
 import html
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,17 +26,6 @@ from eql_jax.data.mixed import ID_STRIDE
 from eql_jax.data.pipeline import Batch, TrainIterator, make_train_iterator
 from eql_jax.data.records import Annotations, ImageIndex, ImageSet
 from eql_jax.data.validation import AnnotationError
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1c1e22; margin: 0 auto; max-width: 1500px; padding: 16px 28px; }
-h1 { font-size: 24px; } h2 { font-size: 19px; margin-top: 36px; border-bottom: 1px solid #ddd; padding-bottom: 4px; }
-table { border-collapse: collapse; font-size: 13px; } td, th { padding: 2px 10px; text-align: right; }
-td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f5f6f8; }
-.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)); gap: 16px; }
-figure { margin: 0; } figure img { width: 100%; } figcaption { font-size: 13px; color: #444; }
-pre { background: #f5f6f8; padding: 10px; overflow: auto; font-size: 13px; } svg { width: 100%; height: auto; }
-"""
-_PICTURE_SIDE = 720  # longest side of a picture on the page, pixels
 
 
 class Tail(NamedTuple):
@@ -72,6 +59,8 @@ def write_page(
       tail: the tail for the threshold that was asked for.
       tail_note: the tail that training itself takes, in words.
     """
+    from eql_jax.visualize.page import html_page
+
     first = iterator.step
     rates = iterator.sampler.image_rates() * iterator.images.size  # 1: as often as under uniform sampling
     batches = [next(iterator) for _ in range(steps)]
@@ -85,13 +74,9 @@ def write_page(
         ),
         _class_table(statistics, _sampled_images(iterator.index, rates, len(statistics.names)), tail),
     ]
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
-    )
     out.mkdir(parents=True, exist_ok=True)
     path = out / "index.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(html_page(title, sections), encoding="utf-8")
     return path
 
 
@@ -185,6 +170,8 @@ def _batch_section(
     index: ImageIndex,
     rates: np.ndarray,
 ) -> str:
+    from eql_jax.visualize.page import html_figure, picture_uri
+
     position = {int(image_id): i for i, image_id in enumerate(index.ids)}
     bucket = "{} x {}".format(*batch["image"].shape[1:3])
     figures = []
@@ -204,7 +191,7 @@ def _batch_section(
         )
         if "annotated_classes" in batch:
             caption += f"; negatives of {int(batch['annotated_classes'][row].sum())} classes"
-        figures.append(f'<figure><img src="{_data_uri(picture)}"><figcaption>{caption}</figcaption></figure>')
+        figures.append(html_figure(picture_uri(picture), caption))
     return f'<h2>Batch of step {step}: {len(figures)} images of {bucket}</h2><div class="row">{"".join(figures)}</div>'
 
 
@@ -213,7 +200,7 @@ def _image_name(image_id: int, sets: Sequence[ImageSet]) -> str:
     if not sets:
         return f"image {image_id}"
     number, own = divmod(image_id, ID_STRIDE)
-    return f"image {own} of set {number} ({html.escape(sets[number].name)})"
+    return f"image {own} of set {number} ({sets[number].name})"
 
 
 def draw_row(
@@ -251,19 +238,14 @@ def draw_row(
     return draw_objects(pixels, objects, labels)
 
 
-def _data_uri(picture: Image.Image) -> str:
-    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def _class_table(statistics: ClassStatistics, sampled: np.ndarray, tail: Tail) -> str:
+    from eql_jax.visualize.page import html_table
+
     head = ("class", "id", "letter", "images", "objects", "tail", "images under the sampler")
     rows = []
     for i in np.argsort(-statistics.image_counts, kind="stable"):
         cells = (
-            html.escape(statistics.names[i]),
+            statistics.names[i],
             int(statistics.category_ids[i]),
             statistics.frequencies[i],
             f"{int(statistics.image_counts[i]):,}",
@@ -271,10 +253,8 @@ def _class_table(statistics: ClassStatistics, sampled: np.ndarray, tail: Tail) -
             "tail" if tail.mask[i] else "",
             f"{sampled[i]:,.1f}",
         )
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    header = "".join(f"<th>{cell}</th>" for cell in head)
-    table = f"<table><tr>{header}</tr>{''.join(rows)}</table>"
-    return f"<h2>All classes</h2><details><summary>table</summary>{table}</details>"
+        rows.append(cells)
+    return f"<h2>All classes</h2><details><summary>table</summary>{html_table(head, rows)}</details>"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
