@@ -45,6 +45,7 @@ divided by the number of valid rows, or by `normalizer` if you count over severa
 classes in `annotated_classes`.
 """
 
+from eql_jax.losses.box_losses import box_pair_regression_loss, ciou_loss, diou_loss, giou_loss
 from eql_jax.losses.classification import (
     equalization_loss,
     sigmoid_cross_entropy_loss,
@@ -55,8 +56,12 @@ from eql_jax.losses.elementwise import smooth_l1
 from eql_jax.losses.tail import tail_mask_from_letters, tail_mask_from_threshold, tail_ratio, threshold_function
 
 __all__ = [
+    "box_pair_regression_loss",
     "box_regression_loss",
+    "ciou_loss",
+    "diou_loss",
     "equalization_loss",
+    "giou_loss",
     "mask_loss",
     "rpn_box_loss",
     "rpn_objectness_loss",
