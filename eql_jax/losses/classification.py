@@ -12,14 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from eql_jax.losses.elementwise import (
-    check_bool,
-    check_integer_labels,
-    check_shape,
-    divide_or_zero,
-    loss_dtype,
-    sigmoid_bce,
-)
+from eql_jax.losses.checks import broadcast_bool, check_per_class, check_range, check_rows
+from eql_jax.losses.elementwise import divide_or_zero, loss_dtype, sigmoid_bce
 
 
 def equalization_loss(
@@ -46,7 +40,8 @@ def equalization_loss(
 
     Args:
       logits: float [..., R, K]; widened to float32 before anything is computed.
-      labels: int [..., R], 0..K-1 foreground, K background, -1 for rows that count nowhere. Other values are undefined.
+      labels: int [..., R], 0..K-1 foreground, K background, -1 for rows that count nowhere. Other values are an
+        error outside jit and undefined inside.
       tail_mask: [K], bool (tail classes), or float T(f) in [0, 1] for a smooth threshold. See `eql_jax.losses.tail`.
         Bool is the faster of the two.
       background_keeps_negatives: E(r) as above; False sets E = 1 everywhere, the paper's ablation, in which tail
@@ -63,14 +58,18 @@ def equalization_loss(
       float32 scalar (float64 for float64 logits).
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+      ValueError: shapes or dtypes do not fit; outside jit also: labels out of range, T outside [0, 1], NaN logits in
+        rows that count.
     """
     logits, labels, tail_mask = jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(tail_mask)
-    _check_rows(logits, labels)
+    check_rows(logits, labels, extra_label=True)
     num_classes = logits.shape[-1]
-    check_shape("tail_mask", tail_mask, (num_classes,), "one entry per column of logits; no background column")
+    meaning = "one entry per column of logits; no background column"
+    check_per_class("tail_mask", tail_mask, num_classes, logits.shape, meaning)
     if tail_mask.dtype != jnp.bool_ and not jnp.issubdtype(tail_mask.dtype, jnp.floating):
         raise ValueError(f"tail_mask has dtype {tail_mask.dtype}; expected bool, or float thresholds T in [0, 1]")
+    if tail_mask.dtype != jnp.bool_:
+        check_range("tail_mask", tail_mask, 0, 1)
 
     # Comparing labels keeps these masks as booleans that XLA fuses into the loss: no [R, K] array of weights is stored.
     target = labels[..., None] == jnp.arange(num_classes)
@@ -78,11 +77,11 @@ def equalization_loss(
     if background_keeps_negatives:
         full_weight |= (labels == num_classes)[..., None]
     if exempt_classes is not None:
-        full_weight |= _per_class("exempt_classes", exempt_classes, logits.shape)
+        full_weight |= broadcast_bool("exempt_classes", exempt_classes, logits.shape)
     valid = (labels >= 0)[..., None]
     counted = valid
     if annotated_classes is not None:
-        counted &= target | _per_class("annotated_classes", annotated_classes, logits.shape)
+        counted &= target | broadcast_bool("annotated_classes", annotated_classes, logits.shape)
     if tail_mask.dtype == jnp.bool_:
         counted &= full_weight | ~tail_mask
         total = jnp.sum(sigmoid_bce(logits, target, counted))
@@ -113,15 +112,15 @@ def sigmoid_cross_entropy_loss(
       float32 scalar.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+      ValueError: shapes or dtypes do not fit; outside jit also for labels out of range and NaN in rows that count.
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    _check_rows(logits, labels)
+    check_rows(logits, labels, extra_label=True)
     target = labels[..., None] == jnp.arange(logits.shape[-1])
     valid = (labels >= 0)[..., None]
     counted = valid
     if annotated_classes is not None:
-        counted &= target | _per_class("annotated_classes", annotated_classes, logits.shape)
+        counted &= target | broadcast_bool("annotated_classes", annotated_classes, logits.shape)
     total = jnp.sum(sigmoid_bce(logits, target, counted))
     return divide_or_zero(total, jnp.sum(valid) if normalizer is None else normalizer)
 
@@ -137,7 +136,7 @@ def softmax_cross_entropy_loss(
 
     Args:
       logits: float [..., R, K + 1], background last. (For classification without background: one column per class.)
-      labels: int [..., R], 0..K, K is background; -1 counts nowhere. Other values are undefined.
+      labels: int [..., R], 0..K, K is background; -1 counts nowhere.
       annotated_classes: bool, broadcasts to [..., R, K] ([B, 1, K] for images of R rows): classes that are False are
         left out of the denominator, except of their own objects' rows; background never is. None: all are in it.
       normalizer: scalar to divide by, instead of the number of rows with label >= 0.
@@ -146,34 +145,17 @@ def softmax_cross_entropy_loss(
       float32 scalar.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+      ValueError: shapes or dtypes do not fit; outside jit also for labels out of range and NaN in rows that count.
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    _check_rows(logits, labels)
+    check_rows(logits, labels, extra_label=False)
     valid = labels >= 0
     # Padding rows are zeroed before the exponentials so that nothing in them can reach the gradient.
     logits = jnp.where(valid[..., None], logits.astype(loss_dtype(logits, "logits")), 0)
     target = labels[..., None] == jnp.arange(logits.shape[-1])
     if annotated_classes is not None:
-        annotated = _per_class("annotated_classes", annotated_classes, (*labels.shape, logits.shape[-1] - 1))
+        annotated = broadcast_bool("annotated_classes", annotated_classes, (*labels.shape, logits.shape[-1] - 1))
         background = jnp.ones((*labels.shape, 1), bool)
         logits = jnp.where(target | jnp.concatenate([annotated, background], axis=-1), logits, -jnp.inf)
     total = -jnp.sum(jnp.where(target, jax.nn.log_softmax(logits, axis=-1), 0))
     return divide_or_zero(total, jnp.sum(valid) if normalizer is None else normalizer)
-
-
-def _check_rows(logits: jax.Array, labels: jax.Array) -> None:
-    loss_dtype(logits, "logits")
-    check_integer_labels(labels)
-    if logits.ndim < 2:
-        raise ValueError(f"logits has shape {logits.shape}; expected [..., rows, classes]")
-    check_shape("labels", labels, logits.shape[:-1], "one label per row of logits")
-
-
-def _per_class(name: str, x: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-    x = jnp.asarray(x)
-    check_bool(name, x)
-    try:
-        return jnp.broadcast_to(x, shape)
-    except ValueError:
-        raise ValueError(f"{name} has shape {x.shape}; expected one that broadcasts to {shape}") from None

@@ -9,15 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from eql_jax.losses.elementwise import (
-    check_bool,
-    check_integer_labels,
-    check_shape,
-    divide_or_zero,
-    loss_dtype,
-    masked_smooth_l1_sum,
-    sigmoid_bce,
-)
+from eql_jax.losses.checks import check_bool, check_integer_labels, check_shape
+from eql_jax.losses.elementwise import divide_or_zero, loss_dtype, masked_smooth_l1_sum, sigmoid_bce
 
 
 def rpn_objectness_loss(logits: ArrayLike, labels: ArrayLike, *, normalizer: ArrayLike | None = None) -> jax.Array:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from eql_jax.losses.checks import check_floating, check_shape
+
 # sigmoid cross-entropy of this logit against target 0, and its gradient, are exactly 0 in float32 and float64. An
 # element that must not count is set to it *before* exp and log, so that not even a NaN in it reaches the gradient.
 _NO_LOSS_LOGIT = -1e4
@@ -14,27 +16,8 @@ _NO_LOSS_LOGIT = -1e4
 
 def loss_dtype(x: jax.Array, name: str) -> jnp.dtype:
     """The type a loss of `x` is computed in: float32, or float64 for float64 input. ValueError if x is not float."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name} has dtype {x.dtype}; expected floating point")
+    check_floating(name, x)
     return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def check_shape(name: str, x: jax.Array, expected: tuple[int, ...], meaning: str) -> None:
-    """Raises ValueError unless x has the expected shape; `meaning` says where that shape comes from."""
-    if x.shape != expected:
-        raise ValueError(f"{name} has shape {x.shape}; expected {expected} ({meaning})")
-
-
-def check_integer_labels(labels: jax.Array) -> None:
-    """Raises ValueError unless labels are integers."""
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels have dtype {labels.dtype}; expected integer class indices")
-
-
-def check_bool(name: str, x: jax.Array) -> None:
-    """Raises ValueError unless x is bool: a label array passed as a mask would silently count wrong rows."""
-    if x.dtype != jnp.bool_:
-        raise ValueError(f"{name} has dtype {x.dtype}; expected bool")
 
 
 def divide_or_zero(total: jax.Array, count: jax.Array | float) -> jax.Array:
