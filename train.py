@@ -36,7 +36,7 @@ from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize
 from eql_jax.training.state import create_state
-from eql_jax.training.tail import make_tail
+from eql_jax.training.tail import class_frequencies, make_tail
 from eql_jax.training.train_step import make_train_step
 from eql_jax.training.tta import make_test_detector
 from eql_jax.training.warm_start import init_from
@@ -61,7 +61,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     LOG.info(tail.summary)
 
     # ------------------------------------------------------------------------------------------------ model, optimizer
-    model = build_model(config, len(classes))
+    model = build_model(config, len(classes), class_frequencies(classes, tail))
     key = jax.random.key(config.seed)
     params = jax.eval_shape(lambda: init_model(model, key))["params"]
     trainable = trainable_mask(params, config)
@@ -72,7 +72,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         return create_state(init_model(model, key), optimizer.transform, ema=config.optimizer.ema_decay > 0)
 
     state = jax.jit(initialise, out_shardings=mesh_lib.replicated(mesh))()
-    step_function = make_train_step(model, optimizer.transform, config, tail.weights, mesh)
+    step_function = make_train_step(model, optimizer.transform, config, mesh)
 
     with Checkpoints(workdir, config, classes) as checkpoints:
         # -------------------------------------------------------------------------------------------- where to start
@@ -146,7 +146,7 @@ def run_evaluation_mode(options: argparse.Namespace, overrides: Sequence[str]) -
     val = load_validation(config, found.classes)
 
     # ------------------------------------------------------------------------------------------------ evaluation
-    model = build_model(config, len(found.classes))
+    model = build_model(config, len(found.classes), class_frequencies(found.classes))
     suffix = "_tta" if config.eval.tta.shorter_sides else ""
     out = options.out or options.workdir / f"evaluation_{val.raw.stem}{suffix}"
     check_writable(out)

@@ -27,6 +27,7 @@ from eql_jax.models import build_model, init_model
 from eql_jax.training.checkpoints import load_for_inference
 from eql_jax.training.compatibility import Classes, flatten
 from eql_jax.training.eval_step import make_detector
+from eql_jax.training.tail import class_frequencies
 
 
 def random_tensors(config, num_classes: int) -> dict[str, np.ndarray]:
@@ -64,7 +65,7 @@ def main() -> int:
         times.append(time.perf_counter())
 
         found = load_for_inference(workdir)
-        detector = make_detector(build_model(found.config, len(classes)), found.config)
+        detector = make_detector(build_model(found.config, len(classes), class_frequencies(classes)), found.config)
         size = options.image_size
         image = np.random.default_rng(1).integers(0, 256, (1, size, size, 3), np.uint8)
         detections = detector(found.variables, {"image": image, "image_size": np.array([[size, size]], np.int32)})

@@ -19,6 +19,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
     from benchmarks import common
     from configs import base
+    from eql_jax.class_losses import ClassFrequencies
     from eql_jax.models import build_model, init_model, trainable_mask
     from eql_jax.training.mesh import make_mesh
     from eql_jax.training.optimizer import make_optimizer
@@ -31,14 +32,15 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     config.model.backbone.depth = args.depth
     config.model.backbone.freeze_at = args.freeze_at
     num_classes = args.classes
-    model = build_model(config, num_classes)
+    frequencies = ClassFrequencies(num_classes, tail=np.arange(num_classes) % 2 == 0)
+    model = build_model(config, num_classes, frequencies)
     mesh = make_mesh(config)
     variables = jax.jit(lambda: init_model(model, jax.random.key(0)))()
     params = variables["params"]
     optimizer = make_optimizer(config, params, trainable=trainable_mask(params, config)).transform
     state = jax.jit(lambda v: create_state(v, optimizer, ema=False))(variables)
     del variables, params
-    step = make_train_step(model, optimizer, config, np.arange(num_classes) % 2 == 0, mesh)
+    step = make_train_step(model, optimizer, config, mesh)
     height, width = args.size
     batch = common.synthetic_batch(
         batch=args.batch,

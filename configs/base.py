@@ -139,7 +139,12 @@ def get_config() -> ConfigDict:
     m.roi.canonical_size = 224  # a box of this size is pooled from level canonical_level
     m.roi.canonical_level = 4
     m.box_head = ConfigDict()
-    m.box_head.loss = "eql"  # 'eql', 'sigmoid' or 'softmax'
+    # Classification loss: 'eql', 'sigmoid', 'softmax' or another of docs/losses.md, or 'module:Class' of your own
+    m.box_head.loss = "eql"
+    # What that loss has of options, --config.model.box_head.loss_options.p=0.8 say; those of 'eql' are in model.eql
+    m.box_head.loss_options = ConfigDict()
+    m.box_head.classifier = "linear"  # or 'cosine': directions only, as in the Seesaw paper
+    m.box_head.cosine_temperature = 20.0  # factor on the cosines
     m.box_head.num_convs = 0  # 3x3 convolutions before the fully connected layers: 4 with num_fc 1 is "4conv1fc"
     m.box_head.conv_dim = 256
     m.box_head.norm = "none"  # of these convolutions: 'none', 'batch_norm' or 'group_norm'

@@ -32,6 +32,7 @@ from eql_jax.data.validation import AnnotationError
 from eql_jax.evaluation.results import Result, ResultWriter
 from eql_jax.evaluation.run import detect
 from eql_jax.training.errors import UserError
+from eql_jax.training.tail import class_frequencies
 from eql_jax.visualize import ClassLabel, class_labels, draw_detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -174,7 +175,7 @@ def predict(options: argparse.Namespace) -> int:
     batches = make_prediction_batches(images, config, batch_size=options.batch_size, augmented=True)
     reported = _print_skipped(batches, 0)
     labels = class_labels(classes.ids, classes.names, classes.letters)
-    detector = make_test_detector(build_model(config, len(classes)), config)
+    detector = make_test_detector(build_model(config, len(classes), class_frequencies(classes)), config)
     print(f"{len(batches.records)} images, {len(classes)} classes, checkpoint of step {loaded.step}")
     if batches.description:
         print(batches.description)

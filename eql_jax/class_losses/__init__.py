@@ -4,8 +4,8 @@
     >>> import numpy as np, jax.numpy as jnp
     >>> frequencies = ClassFrequencies(3, tail=np.array([False, False, True]))
     >>> eql = make_class_loss("eql", frequencies)
-    >>> eql.num_logits, eql.initial_bias(prior=0.001).round(2).tolist()
-    (3, [-6.91, -6.91, -6.91])
+    >>> eql.num_logits, eql.initial_bias(prior=0.001).round(2)
+    (3, array([-6.91, -6.91, -6.91], dtype=float32))
     >>> logits, labels = jnp.zeros((2, 3)), jnp.array([0, 3])  # an object of class 0, and background
     >>> loss, memory = eql.loss(logits, labels, eql.init_state(), LossInputs())
     >>> eql.scores(logits).shape, memory  # a loss without memory

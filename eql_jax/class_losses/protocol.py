@@ -4,6 +4,7 @@ Shapes: R rows (proposals, RoIs or pictures), C columns of logits, K foreground 
 are 0..K-1, K for background, -1 for rows that count nowhere.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ class LossInputs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ClassLoss:
+class ClassLoss(abc.ABC):
     """Base of all classification losses that a head can be given. Subclasses add their options as fields.
 
     A subclass overrides `loss`, and the rest where it is not that of a sigmoid per class. See docs/porting.md.
@@ -83,12 +84,12 @@ class ClassLoss:
         """The memory before the first step."""
         return {}
 
+    @abc.abstractmethod
     def loss(self, logits: jax.Array, labels: jax.Array, state: State, inputs: LossInputs) -> tuple[jax.Array, State]:
         """Logits [..., R, C] and int labels [..., R] -> float32 scalar and the memory after this step.
 
         Sums run over the whole arrays, so that under jit over a mesh both are those of the global batch.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """Logits [..., C] -> probabilities [..., K] of the foreground classes."""

@@ -11,6 +11,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from eql_jax.class_losses import ClassFrequencies
 from eql_jax.convert import names
 from eql_jax.convert.conventions import BGR, Family, Setting, apply_settings, check_cell_anchors, family_of, settle
 from eql_jax.convert.errors import ConversionError
@@ -20,9 +21,11 @@ from eql_jax.convert.structure import class_count_message, groups_of, hints
 from eql_jax.convert.table import Match, detectron2_table, match_tensors, to_detectron2
 from eql_jax.convert.unpickle import write_pickle
 from eql_jax.models import build_model, init_model
+from eql_jax.models.box_head import configured_loss
 from eql_jax.training.checkpoints import Checkpoints, load_for_inference
 from eql_jax.training.compatibility import Classes, flatten
 from eql_jax.training.state import TrainState
+from eql_jax.training.tail import class_frequencies
 
 # Tensors of a file that no parameter is made of, and why that is right.
 _UNUSED = (
@@ -110,7 +113,7 @@ def convert(
     if not options.backbone_only:
         check_cell_anchors(tensors, config)
 
-    model = build_model(config, len(classes))
+    model = build_model(config, len(classes), class_frequencies(classes))
     key = jax.random.key(config.seed)
     wanted = flatten(jax.eval_shape(lambda: init_model(model, key)))
     shapes = {name: leaf.shape for name, leaf in wanted.items()}
@@ -252,7 +255,11 @@ def _detectron2_settings(m: ConfigDict, num_classes: int, channels: str) -> list
         f"MODEL.ROI_HEADS.NUM_CLASSES {num_classes}",
         f"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO {m.roi.sampling_ratio}, the same for ROI_MASK_HEAD",
         f"a box predictor for the loss '{h.loss}'"
-        + (" (detectron2's own)" if h.loss == "softmax" else " (K logits, no background column)"),
+        + (
+            " (detectron2's own)"
+            if h.loss == "softmax"
+            else f" ({configured_loss(m, ClassFrequencies(num_classes)).num_logits} logits)"
+        ),
     ]
 
 

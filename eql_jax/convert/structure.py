@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from eql_jax.class_losses import ClassFrequencies
+from eql_jax.models.box_head import configured_loss
 from eql_jax.models.resnet import BASIC_DEPTHS, DEPTHS
 
 # Models that are not built here, told by a part of a name.
@@ -48,7 +50,7 @@ def hints(
             set_ = ", ".join(f"config.{field}={value}" for field, value in wrong.items())
             found.append(f"The file is of {what}: set {set_}.")
     if not (backbone_only or new_classes):
-        found += _class_hints(tensors, config.model.box_head.loss, num_classes)
+        found += _class_hints(tensors, config, num_classes)
     return found
 
 
@@ -60,19 +62,19 @@ def class_count_message(what: Any, found: int, expected: int) -> str:
     )
 
 
-def _class_hints(tensors: Mapping[str, np.ndarray], loss: str, num_classes: int) -> Iterator[str]:
+def _class_hints(tensors: Mapping[str, np.ndarray], config: ConfigDict, num_classes: int) -> Iterator[str]:
     rows = _shapes(tensors, r"roi_heads\.box_predictor\.(?:0\.)?cls_score\.bias")
     if not rows:
         return
-    found, wanted = rows[0][0], num_classes + (loss == "softmax")
+    found, wanted = rows[0][0], configured_loss(config.model, ClassFrequencies(num_classes)).num_logits
     if found == wanted:
         return
-    if loss != "softmax" and found == wanted + 1:
+    if wanted == num_classes and found == num_classes + 1:
         yield "One row more than classes: a softmax head; set config.model.box_head.loss=softmax."
-    elif loss == "softmax" and found == wanted - 1:
+    elif wanted == num_classes + 1 and found == num_classes:
         yield "One row less than classes and background: a sigmoid head; set config.model.box_head.loss=eql."
     else:
-        yield class_count_message("The file", found - (loss == "softmax"), num_classes)
+        yield class_count_message("The file", found - wanted + num_classes, num_classes)
 
 
 def _backbone_facts(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, Any]]]:

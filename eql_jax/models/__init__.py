@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from eql_jax.class_losses import ClassFrequencies
 from eql_jax.models.backbones import frozen_prefixes
 from eql_jax.models.c4 import C4MaskRCNN
 from eql_jax.models.cascade import CascadeMaskRCNN
@@ -14,21 +15,28 @@ from eql_jax.models.mask_rcnn import Detections, MaskRCNN
 __all__ = ["Detections", "MaskRCNN", "build_model", "init_model", "trainable_mask"]
 
 
-def build_model(config: ConfigDict, num_classes: int) -> MaskRCNN:
-    """The model of `config` (a whole config, of which `config.model` is read) with `num_classes` foreground classes."""
+def build_model(config: ConfigDict, num_classes: int, frequencies: ClassFrequencies | None = None) -> MaskRCNN:
+    """The model of `config` (a whole config, of which `config.model` is read) with `num_classes` foreground classes.
+
+    frequencies: of the classes in training, which many classification losses ask for; None will do at inference, but
+      for losses whose columns depend on it ('group_softmax').
+    """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; expected at least 1")
     kind = C4MaskRCNN if config.model.architecture == "c4" else MaskRCNN
     if config.model.cascade.ious:
         kind = CascadeMaskRCNN
-    return kind(FrozenConfigDict(config.model), num_classes)
+    return kind(FrozenConfigDict(config.model), num_classes, frequencies)
 
 
 def init_model(model: MaskRCNN, key: jax.Array) -> Mapping:
-    """Fresh variables {'params': .., 'batch_stats': ..} (the second empty without BatchNorm). Traceable by jit."""
+    """Fresh variables {'params': .., 'batch_stats': .., 'loss_state': ..}. Traceable by jit.
+
+    The second is empty without BatchNorm, the third for classification losses without memory.
+    """
     # Under jit the forward pass that init traces is dead code; run eagerly it would compile every operation by itself.
     variables = jax.jit(model.init)(key, jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64, jnp.int32))
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    return {name: variables.get(name, {}) for name in ("params", "batch_stats", "loss_state")}
 
 
 def trainable_mask(params: Mapping, config: ConfigDict) -> Mapping:

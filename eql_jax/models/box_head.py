@@ -1,35 +1,46 @@
 """Box head: convolutions and fully connected layers on pooled RoIs, a classifier, class-specific or -agnostic deltas.
 
-Shapes: R RoIs of all images of the batch, K foreground classes (background = K), S pooled side, F units.
+Shapes: R RoIs of all images of the batch, K foreground classes (background = K), C columns of class logits (what the
+loss asks for), S pooled side, F units.
 """
-
-import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from eql_jax.class_losses import ClassFrequencies, ClassLoss, LossInputs, make_class_loss
 from eql_jax.models.layers import Conv, kaiming_normal, xavier_uniform
 
-LOSSES = ("eql", "sigmoid", "softmax")
+
+def configured_loss(config, frequencies: ClassFrequencies) -> ClassLoss:
+    """The classification loss of config.model.
+
+    Raises:
+      ValueError: no such loss or option, or a value that is not allowed.
+    """
+    h = config.box_head
+    options = dict(h.loss_options)
+    if h.loss == "eql":
+        options["background_keeps_negatives"] = config.eql.background_keeps_negatives
+    return make_class_loss(h.loss, frequencies, options=options)
 
 
 class BoxHead(nn.Module):
     """Classifies RoIs and refines their boxes (detectron2's FastRCNNConvFCHead and FastRCNNOutputLayers).
 
     Attributes:
-      num_classes: K.
-      loss: 'eql' and 'sigmoid' have K logits and start at score `prior`; 'softmax' has K + 1, background last.
+      class_loss: the classification loss, which says how many logits there are and what their scores mean. Its memory,
+        if it has one, is the variable `memory` of the collection "loss_state".
       num_fc, fc_dim: fully connected hidden layers, each with ReLU; none where the hidden layer is made elsewhere (C4).
       class_agnostic_boxes: one box per RoI in place of one per class.
-      prior: initial sigmoid score, bias = -log((1 - prior) / prior).
+      prior: score that classes start with, where the loss has a use for it.
       num_convs, conv_dim, norm: 3x3 convolutions before the fully connected layers, each with `norm` (or a bias, for
         'none') and ReLU. A live norm takes its statistics over all rows, empty slots included.
+      classifier: 'linear', or 'cosine' (see CosineClassifier) with `cosine_temperature`.
       dtype: compute type; logits and deltas come out as float32.
     """
 
-    num_classes: int
-    loss: str = "eql"
+    class_loss: ClassLoss
     num_fc: int = 2
     fc_dim: int = 1024
     class_agnostic_boxes: bool = False
@@ -37,11 +48,11 @@ class BoxHead(nn.Module):
     num_convs: int = 0
     conv_dim: int = 256
     norm: str = "none"
+    classifier: str = "linear"
+    cosine_temperature: float = 20.0
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(f"box_head.loss is {self.loss!r}; expected one of {', '.join(LOSSES)}")
         self.conv = [
             Conv(self.conv_dim, 3, 1, self.norm, kaiming_normal, self.dtype, name=f"conv{i + 1}")
             for i in range(self.num_convs)
@@ -50,15 +61,22 @@ class BoxHead(nn.Module):
             nn.Dense(self.fc_dim, dtype=self.dtype, kernel_init=xavier_uniform, name=f"fc{i + 1}")
             for i in range(self.num_fc)
         ]
-        sigmoid = self.loss != "softmax"
-        bias = -math.log((1 - self.prior) / self.prior) if sigmoid else 0.0
-        self.cls_score = nn.Dense(
-            self.num_classes + (not sigmoid),
+        loss, bias = self.class_loss, self.class_loss.initial_bias(self.prior)
+        options = dict(
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.01),
-            bias_init=nn.initializers.constant(bias),
+            bias_init=lambda key, shape, dtype: jnp.asarray(bias, dtype),
         )
-        boxes = 1 if self.class_agnostic_boxes else self.num_classes
+        if self.classifier == "cosine":
+            self.cls_score = CosineClassifier(loss.num_logits, temperature=self.cosine_temperature, **options)
+        else:
+            self.cls_score = nn.Dense(loss.num_logits, **options)
+        # Inference has no memory and needs none; `init` and training have.
+        self.memory = None
+        if self.is_mutable_collection("loss_state") or self.has_variable("loss_state", "memory"):
+            if jax.tree.leaves(loss.init_state()):
+                self.memory = self.variable("loss_state", "memory", loss.init_state)
+        boxes = 1 if self.class_agnostic_boxes else loss.num_classes
         self.bbox_pred = BoxPredictor(boxes, self.dtype)
 
     def hidden(self, pooled: jax.Array, *, train: bool = False) -> jax.Array:
@@ -72,8 +90,32 @@ class BoxHead(nn.Module):
         return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [R,F] -> class logits [R,K] or [R,K+1], float32."""
+        """hidden [R,F] -> class logits [R,C], float32."""
         return self.cls_score(hidden).astype(jnp.float32)
+
+    def scores(self, logits: jax.Array) -> jax.Array:
+        """Class logits [..., C] -> class probabilities [..., K]."""
+        return self.class_loss.scores(logits)
+
+    def classification_loss(self, logits: jax.Array, labels: jax.Array, inputs: LossInputs) -> jax.Array:
+        """Logits [..., R, C], labels [..., R] (K background, -1 empty) -> scalar; moves the loss's memory on.
+
+        The memory stays as it is where "loss_state" is not among the mutable collections.
+
+        Raises:
+          ValueError: some classes are not annotated, and the loss cannot take that into account.
+        """
+        loss = self.class_loss
+        if inputs.annotated is not None and not loss.takes_annotated:
+            raise ValueError(
+                f"{type(loss).__name__} cannot leave out the classes that an image is not annotated with; train on "
+                "sets that are annotated with all classes, or with a loss that can, such as 'eql' or 'softmax'"
+            )
+        state = loss.init_state() if self.memory is None else self.memory.value
+        value, state = loss.loss(logits, labels, state, inputs)
+        if self.memory is not None and self.is_mutable_collection("loss_state"):
+            self.memory.value = state
+        return value
 
     def all_deltas(self, hidden: jax.Array) -> jax.Array:
         """hidden [R,F] -> deltas [R,K,4], or [R,1,4] when class-agnostic, float32."""
@@ -87,6 +129,30 @@ class BoxHead(nn.Module):
         """pooled [R,S,S,C] -> (logits, all deltas)."""
         x = self.hidden(pooled)
         return self.logits(x), self.all_deltas(x)
+
+
+class CosineClassifier(nn.Module):
+    """Logits by direction: temperature * cos(x, column of the kernel) + bias, the classifier of the Seesaw paper.
+
+    x and the columns are divided by (norm + 1e-6), as mmdetection's NormedLinear does. Attributes besides `temperature`
+    are those of nn.Dense.
+    """
+
+    features: int
+    temperature: float
+    dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [R,F] -> [R,features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = self.temperature * x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
+        kernel = kernel / (jnp.linalg.norm(kernel, axis=0) + 1e-6)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
 class BoxPredictor(nn.Module):

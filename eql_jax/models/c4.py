@@ -23,11 +23,12 @@ class C4MaskRCNN(MaskRCNN):
         dtype = jnp.dtype(self.config.dtype)
         self.res5 = make_stage(self.config, 5, dtype)
         self.box_head = BoxHead(
-            self.num_classes,
-            h.loss,
+            self.class_loss,
             num_fc=0,
             class_agnostic_boxes=h.class_agnostic_boxes,
             prior=h.prior,
+            classifier=h.classifier,
+            cosine_temperature=h.cosine_temperature,
             dtype=dtype,
         )
 

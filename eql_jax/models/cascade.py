@@ -51,7 +51,7 @@ class CascadeMaskRCNN(MaskRCNN):
     def run_stage(
         self, stage: int, pyramid: list[jax.Array], boxes: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """Boxes [B,R,4] -> class logits [B,R,K or K+1] and deltas [B,R,4] of a stage.
+        """Boxes [B,R,4] -> class logits [B,R,C] and deltas [B,R,4] of a stage.
 
         The gradient that the features get is divided by S, that of the head is not: detectron2's form of averaging the
         stages' losses and giving the heads S times the rate.
@@ -75,7 +75,7 @@ class CascadeMaskRCNN(MaskRCNN):
         total = 0.0
         for stage in range(len(self.box_heads)):
             logits, deltas = self.run_stage(stage, pyramid, boxes)
-            total += self.scores(logits.reshape(-1, logits.shape[-1])).reshape(*boxes.shape[:2], -1)
+            total += self.box_heads[stage].scores(logits)
             if stage + 1 < len(self.box_heads):
                 refined = self.refine(stage, boxes, deltas, image_size)
                 boxes = jnp.where(jnp.isfinite(refined), refined, 0)
@@ -98,7 +98,7 @@ class CascadeMaskRCNN(MaskRCNN):
         rois, present = sample, sample.classes >= 0
         for stage in range(len(self.box_heads)):
             logits, deltas = self.run_stage(stage, pyramid, rois.boxes, train=True)
-            found = self.stage_losses(logits, deltas, rois, rules)
+            found = self.stage_losses(stage, logits, deltas, rois, rules.of_stage(stage))
             terms |= {"cls": terms["cls"] + found["cls"], "box": terms["box"] + found["box"]}
             terms |= {f"{name}_stage{stage}": value for name, value in found.items()}
             if stage + 1 < len(self.box_heads):
@@ -123,7 +123,7 @@ class CascadeMaskRCNN(MaskRCNN):
         return map_images(one)(boxes, present, gt)
 
     def stage_losses(
-        self, logits: jax.Array, deltas: jax.Array, rois: RoITargets, rules: ClassRules
+        self, stage: int, logits: jax.Array, deltas: jax.Array, rois: RoITargets, rules: ClassRules
     ) -> dict[str, jax.Array]:
         """cls, box and num_foreground of one stage, over its own number of RoIs.
 
@@ -132,7 +132,7 @@ class CascadeMaskRCNN(MaskRCNN):
         foreground = (rois.classes >= 0) & (rois.classes < self.num_classes)
         count = jnp.sum(rois.classes >= 0)
         return {
-            "cls": self.classification_loss(logits, rois.classes, rules),
+            "cls": self.classification_loss(self.box_heads[stage], logits, rois.classes, rules),
             "box": losses.box_regression_loss(deltas, rois.deltas, foreground, normalizer=count),
             "num_foreground": jnp.sum(foreground).astype(jnp.float32),
         }

@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al. 2017) with a feature pyramid, with sigmoid (EQL) or softmax classification.
+"""Mask R-CNN (He et al. 2017) with a feature pyramid, under any classification loss of eql_jax.class_losses.
 
 Shapes: B images, H W padded size, P proposals, R sampled RoIs, F foreground slots, G padded ground truth, K foreground
 classes (background = K, padding = -1), D detections, M side of a mask. Boxes are float32 XYXY pixels of the resized
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eql_jax import losses
-from eql_jax.models.box_head import BoxHead
+from eql_jax.class_losses import ClassFrequencies, ClassLoss, LossInputs
+from eql_jax.models.box_head import BoxHead, configured_loss
 from eql_jax.models.mask_head import MaskHead
 from eql_jax.models.per_image import map_images
 from eql_jax.models.proposal_network import ProposalNetwork
@@ -45,16 +46,32 @@ class Detections(NamedTuple):
 
 
 class ClassRules(NamedTuple):
-    """What the classification loss knows about the classes.
+    """What the classification loss is told about the classes of a batch; None where there is nothing to tell.
 
-    tail_mask [K] bool or float32: T(f) of the equalization loss. verified [B,K] bool: classes that EQL spares nothing
-    in that image; None: no such rule. annotated [B,K] bool: classes that get no negatives from an image are False;
-    None: all are annotated.
+    verified [B,K] bool: classes that EQL spares nothing in that image. annotated [B,K] bool: classes that get no
+    negatives from an image are False. key: PRNG key of the step, for losses that draw.
     """
 
-    tail_mask: jax.Array
     verified: jax.Array | None = None
     annotated: jax.Array | None = None
+    key: jax.Array | None = None
+
+    def of_stage(self, stage: int) -> "ClassRules":
+        """The same, with a key of its own for one of several heads."""
+        return self if self.key is None else self._replace(key=jax.random.fold_in(self.key, stage))
+
+
+class TrainingSample(NamedTuple):
+    """What the heads are trained on, of a batch.
+
+    pyramid: features of all levels; gt: its ground truth (batched); rois: the sampled RoIs (batched); rpn_terms: losses
+    and counts of the RPN.
+    """
+
+    pyramid: list[jax.Array]
+    gt: GroundTruth
+    rois: RoITargets
+    rpn_terms: dict[str, jax.Array]
 
 
 class BoxOutputs(NamedTuple):
@@ -84,10 +101,15 @@ class ForegroundSlots(NamedTuple):
 class MaskRCNN(ProposalNetwork):
     """The model with one box head and one mask head over a pyramid; Faster R-CNN with config.with_mask False.
 
+    `frequencies` is what the classification loss knows of the classes in training; None will do at inference, but for
+    losses whose columns depend on it.
+
     The subclasses in `cascade` and `c4` have other RoI heads; `build_model` picks the class.
 
     Methods to `apply` are `losses` (training), `detect` (inference), `masks_of_boxes` and the stages they are made of.
     """
+
+    frequencies: ClassFrequencies | None = None
 
     def setup(self) -> None:
         super().setup()
@@ -105,8 +127,7 @@ class MaskRCNN(ProposalNetwork):
         """A box head as config.box_head describes it."""
         h = self.config.box_head
         return BoxHead(
-            self.num_classes,
-            h.loss,
+            self.class_loss,
             h.num_fc,
             h.fc_dim,
             h.class_agnostic_boxes,
@@ -114,9 +135,16 @@ class MaskRCNN(ProposalNetwork):
             h.num_convs,
             h.conv_dim,
             h.norm,
+            h.classifier,
+            h.cosine_temperature,
             dtype=jnp.dtype(self.config.dtype),
             name=name,
         )
+
+    @property
+    def class_loss(self) -> ClassLoss:
+        """The configured classification loss."""
+        return configured_loss(self.config, self.frequencies or ClassFrequencies(self.num_classes))
 
     @property
     def sample_weights(self) -> tuple[float, float, float, float]:
@@ -154,7 +182,7 @@ class MaskRCNN(ProposalNetwork):
         """Scores and deltas of proposals [B,P,4]."""
         del image_size  # for heads that make boxes of boxes
         hidden = self.box_hidden(pyramid, boxes)
-        scores = self.scores(self.box_head.logits(hidden)).reshape(*boxes.shape[:2], -1)
+        scores = self.box_head.scores(self.box_head.logits(hidden)).reshape(*boxes.shape[:2], -1)
         return BoxOutputs(scores, self.box_head.all_deltas(hidden).reshape(*boxes.shape[:2], -1, 4), boxes)
 
     def mask_logits(
@@ -163,16 +191,10 @@ class MaskRCNN(ProposalNetwork):
         """Boxes [B,R,4] with their classes [B*R] (0..K-1) -> mask logits [B*R,M,M]."""
         return self.mask_head(self.pool(pyramid, boxes, self.config.mask_head.pool_size), classes, train=train)
 
-    def scores(self, logits: jax.Array) -> jax.Array:
-        """Class logits [R,K] or [R,K+1] -> class probabilities [R,K]."""
-        if self.config.box_head.loss == "softmax":
-            return jax.nn.softmax(logits)[:, :-1]
-        return jax.nn.sigmoid(logits)
-
     # ------------------------------------------------------------------ training
 
     def losses(
-        self, batch: dict[str, jax.Array], keys: jax.Array, tail_mask: jax.Array, *, rule: str = "random"
+        self, batch: dict[str, jax.Array], keys: jax.Array, loss_key: jax.Array | None = None, *, rule: str = "random"
     ) -> dict[str, jax.Array]:
         """Forward pass in training: the losses and counts of a batch.
 
@@ -181,13 +203,21 @@ class MaskRCNN(ProposalNetwork):
             for config.eql.verified_negatives also verified_classes; annotated_classes and gt_has_mask where there are
             (see eql_jax.data.pipeline).
           keys: [B] PRNG keys, one per image.
-          tail_mask: [K] bool or float32, T(f) of the equalization loss.
+          loss_key: PRNG key of the batch, for classification losses that draw.
           rule: how anchors and RoIs are sampled, see ops.sampling; 'spread' for comparison with recorded runs.
 
         Returns:
           float32 scalars: rpn_cls, rpn_box, cls, box and, with a mask head, mask (unweighted losses);
           num_positive_anchors, num_foreground.
         """
+        sample = self.training_sample(batch, keys, rule=rule)
+        verified = batch["verified_classes"] if self.config.eql.verified_negatives else None
+        rules = ClassRules(verified, batch.get("annotated_classes"), loss_key)
+        roi_terms = self.roi_losses(sample.pyramid, batch["image_size"], sample.rois, sample.gt, rules)
+        return sample.rpn_terms | roi_terms
+
+    def training_sample(self, batch: dict[str, jax.Array], keys: jax.Array, *, rule: str = "random") -> TrainingSample:
+        """From a batch to the RoIs that the heads are trained on. Arguments as of `losses`."""
         gt = GroundTruth(
             batch["gt_boxes"], batch["gt_classes"], batch["gt_ignore"], batch["gt_masks"], batch.get("gt_has_mask")
         )
@@ -202,14 +232,12 @@ class MaskRCNN(ProposalNetwork):
         terms = self.rpn_losses(rpn, targets)
 
         proposals = self.proposals(rpn, anchors, batch["image_size"], train=True)
-        sample = map_images(
+        rois = map_images(
             lambda p, v, g, k: roi_targets(
                 p, v, g, k, c.roi, num_classes=self.num_classes, box_weights=self.sample_weights, rule=rule
             )
         )(proposals.boxes, proposals.valid, gt, both[:, 1])
-        verified = batch["verified_classes"] if c.eql.verified_negatives else None
-        rules = ClassRules(tail_mask, verified, batch.get("annotated_classes"))
-        return terms | self.roi_losses(pyramid, batch["image_size"], sample, gt, rules)
+        return TrainingSample(pyramid, gt, rois, terms)
 
     def roi_losses(
         self,
@@ -251,7 +279,7 @@ class MaskRCNN(ProposalNetwork):
     def box_losses(self, hidden: jax.Array, sample: RoITargets, rules: ClassRules) -> dict[str, jax.Array]:
         """Hidden layer [B*R,units] of sampled RoIs -> cls, box and num_foreground."""
         hidden = hidden.reshape(*sample.classes.shape, -1)
-        cls = self.classification_loss(self.box_head.logits(hidden), sample.classes, rules)
+        cls = self.classification_loss(self.box_head, self.box_head.logits(hidden), sample.classes, rules)
         slots = self.foreground_slots(sample)
         count = slots.boxes.shape[1]
         box = losses.box_regression_loss(
@@ -277,22 +305,11 @@ class MaskRCNN(ProposalNetwork):
             counted &= map_images(lambda known, matched: known[matched])(gt.has_mask, slots.matched).reshape(-1)
         return {"mask": losses.mask_loss(logits, mask_targets.reshape(logits.shape), counted)}
 
-    def classification_loss(self, logits: jax.Array, labels: jax.Array, rules: ClassRules) -> jax.Array:
-        """The configured loss of logits [B,R,K] or [B,R,K+1] with labels [B,R] (K background, -1 empty)."""
-        annotated = None if rules.annotated is None else rules.annotated[:, None]
-        name = self.config.box_head.loss
-        if name == "softmax":
-            return losses.softmax_cross_entropy_loss(logits, labels, annotated_classes=annotated)
-        if name == "sigmoid":
-            return losses.sigmoid_cross_entropy_loss(logits, labels, annotated_classes=annotated)
-        return losses.equalization_loss(
-            logits,
-            labels,
-            rules.tail_mask,
-            background_keeps_negatives=self.config.eql.background_keeps_negatives,
-            exempt_classes=None if rules.verified is None else rules.verified[:, None],
-            annotated_classes=annotated,
-        )
+    def classification_loss(self, head: BoxHead, logits: jax.Array, labels: jax.Array, rules: ClassRules) -> jax.Array:
+        """The loss of one head's logits [B,R,C] with labels [B,R] (K background, -1 empty)."""
+        by_image = lambda classes: None if classes is None else classes[:, None]  # noqa: E731
+        inputs = LossInputs(by_image(rules.verified), by_image(rules.annotated), rules.key)
+        return head.classification_loss(logits, labels, inputs)
 
     # ------------------------------------------------------------------ inference
 

@@ -1,8 +1,9 @@
 """Checkpoints in WORKDIR/checkpoints/STEP, written by Orbax in the background; all of Orbax is in this file.
 
-A checkpoint has the items `params`, `batch_stats`, `ema_params` (the last two when not empty), `optimizer` (step and
-optax state) and `run` (JSON: the config and the classes with their ids, so that a checkpoint explains itself). Orbax
-writes into a temporary directory and renames it, so that a run killed while saving leaves no half checkpoint behind.
+A checkpoint has the items `params`, `batch_stats`, `ema_params`, `loss_state` (the last three when not empty),
+`optimizer` (step and optax state) and `run` (JSON: the config and the classes with their ids, so that a checkpoint
+explains itself). Orbax writes into a temporary directory and renames it, so that a run killed while saving leaves no
+half checkpoint behind.
 WORKDIR/checkpoints/evaluations.json holds the metrics of the steps that were evaluated; the best are kept by it.
 """
 
@@ -30,7 +31,7 @@ from eql_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
 BEST_METRICS = ("segm/AP", "bbox/AP")  # the first that was evaluated; higher is better
-ITEMS = ("params", "batch_stats", "ema_params", "optimizer", "run")
+ITEMS = ("params", "batch_stats", "ema_params", "loss_state", "optimizer", "run")
 FORMAT = 1
 
 
@@ -165,6 +166,7 @@ class Checkpoints:
             batch_stats=restored.get("batch_stats", state.batch_stats),
             opt_state=flax.serialization.from_state_dict(state.opt_state, opt_state),
             ema_params=ema,
+            loss_state=restored.get("loss_state", state.loss_state),
         )
 
     def record_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -318,6 +320,7 @@ def _trees(state: TrainState) -> dict[str, Any]:
         "params": state.params,
         "batch_stats": state.batch_stats,
         "ema_params": state.ema_params,
+        "loss_state": state.loss_state,
         "optimizer": optimizer,
     }
     return {name: _prune(tree) for name, tree in trees.items() if jax.tree.leaves(tree)}

@@ -48,6 +48,9 @@ ADDED_FIELDS = {
     "model.backbone.deform_stages": (),
     "model.backbone.deform_modulated": True,
     "model.backbone.deform_groups": 1,
+    "model.box_head.loss_options": {},
+    "model.box_head.classifier": "linear",
+    "model.box_head.cosine_temperature": 20.0,
     "model.box_head.num_convs": 0,
     "model.box_head.conv_dim": 256,
     "model.box_head.norm": "none",
@@ -65,7 +68,8 @@ ADDED_FIELDS = {
     "eval.boundary": False,
     "eval.backend": "fast",
 }
-FREE_SECTIONS = ("data.supershapes",)  # sections whose keys are arguments of a function, which checks them itself
+# Sections whose keys are arguments of a function or fields of a class, which checks them itself
+FREE_SECTIONS = ("data.supershapes", "model.box_head.loss_options")
 
 
 def load_config(source: str | Path | ConfigDict, overrides: Sequence[str] = (), *, base: ConfigDict) -> ConfigDict:

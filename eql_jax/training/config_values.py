@@ -4,9 +4,12 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from eql_jax.class_losses import REGISTRY, ClassFrequencies, class_loss_type
 from eql_jax.evaluation.image_groups import MAX_GROUPS
+from eql_jax.models.box_head import configured_loss
 from eql_jax.training.errors import ConfigError
 from eql_jax.training.extra_sets import extra_set_faults
 from eql_jax.training.optimizer import OPTIMIZERS, parameter_factors
@@ -27,7 +30,7 @@ CHOICES = {
     "model.fpn.min_level": (2, 3, 4, 5),
     "model.box_head.norm": ("none", "batch_norm", "group_norm"),
     "model.mask_head.norm": ("none", "batch_norm", "group_norm"),
-    "model.box_head.loss": ("eql", "sigmoid", "softmax"),
+    "model.box_head.classifier": ("linear", "cosine"),
     "model.eql.tail_by": ("letters", "lambda"),
     "model.eql.function": ("step", "exponential", "gompertz"),
     "optimizer.name": OPTIMIZERS,
@@ -80,6 +83,7 @@ RANGES = {
     "model.roi.sampling_ratio": (0, None),
     "model.roi.max_samples": (1, None),
     "model.roi.canonical_size": (1, None),
+    "model.box_head.cosine_temperature": (1e-3, None),
     "model.box_head.num_convs": (0, None),
     "model.box_head.conv_dim": (1, None),
     "model.box_head.num_fc": (1, None),
@@ -138,7 +142,7 @@ def type_faults(values: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]
 
 def value_faults(config: ConfigDict) -> list[str]:
     """One line for every value that is not allowed; relations between values only when each is right by itself."""
-    return list(_value_faults(config)) or list(_relation_faults(config))
+    return [*_value_faults(config), *_class_loss_faults(config)] or list(_relation_faults(config))
 
 
 def _type_faults(values: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[str]:
@@ -272,6 +276,30 @@ def _backbone_faults(m: ConfigDict) -> Iterator[str]:
     inner = b.groups * (b.width_per_group or b.width // b.groups)
     if b.deform_stages and inner % b.deform_groups:
         yield f"model.backbone.deform_groups is {b.deform_groups}; expected a divisor of the inner width {inner}"
+
+
+def _class_loss_faults(config: ConfigDict) -> Iterator[str]:
+    h = config.model.box_head
+    try:
+        kind = class_loss_type(h.loss)
+    except ValueError as e:
+        yield f"model.box_head.loss is {h.loss!r}; {e}"
+        return
+    if h.loss == "eql" and h.loss_options:
+        yield f"model.box_head.loss_options is {dict(h.loss_options)}; the options of 'eql' are those of model.eql"
+        return
+    try:
+        # Values are the loss's own to check; the classes are only there to have some.
+        counts = np.array([1, 20, 300])
+        configured_loss(config.model, ClassFrequencies(3, ("r", "c", "f"), counts, counts, 300, counts < 100))
+    except ValueError as e:
+        yield f"model.box_head.loss_options: {e}"
+    if config.data.extra_sets and not kind.takes_annotated:
+        takes = ", ".join(repr(name) for name, loss in sorted(REGISTRY.items()) if loss.takes_annotated)
+        yield (
+            f"model.box_head.loss {h.loss!r} cannot leave out classes that a set of data.extra_sets is not annotated "
+            f"with; expected one of {takes}"
+        )
 
 
 def _head_faults(m: ConfigDict) -> Iterator[str]:

@@ -18,6 +18,7 @@ class TrainState:
         batch_stats: nested dict of BatchNorm statistics, empty without BatchNorm.
         opt_state: optax state; frozen parameters have no memory in it.
         ema_params: like `params`, their exponential moving average, or None when it is off.
+        loss_state: memory of classification losses that have one, else empty.
     """
 
     step: jax.Array
@@ -25,6 +26,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema_params: Any
+    loss_state: Any = flax.struct.field(default_factory=dict)
 
     @property
     def eval_params(self) -> Any:
@@ -33,8 +35,9 @@ class TrainState:
 
 
 def create_state(variables: Any, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
-    """State at step 0 of `variables` ({'params': .., 'batch_stats': ..}). Traceable by jit.
+    """State at step 0 of `variables` ({'params': .., 'batch_stats': .., 'loss_state': ..}). Traceable by jit.
 
+    batch_stats and loss_state may be missing.
     The moving average starts as a copy of the parameters, not the same buffers: the step donates both.
     """
     params = variables["params"]
@@ -44,4 +47,5 @@ def create_state(variables: Any, optimizer: optax.GradientTransformation, *, ema
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        loss_state=variables.get("loss_state", {}),
     )

@@ -1,4 +1,4 @@
-"""From a config and class statistics to T(f), the tail of the equalization loss.
+"""From a config and class statistics to what the classification loss knows of them: T(f), the tail, among it.
 
 Shapes: K foreground classes.
 """
@@ -9,7 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
+from eql_jax.class_losses import ClassFrequencies, class_loss_type
 from eql_jax.losses import tail_mask_from_letters, tail_ratio, threshold_function
+from eql_jax.training.compatibility import Classes
 from eql_jax.training.errors import ConfigError
 
 
@@ -22,7 +24,7 @@ class Tail(NamedTuple):
 
 
 def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: ArrayLike, num_images: int) -> Tail:
-    """T(f) as config.model.eql asks for it; all False when the loss is not EQL.
+    """T(f) as config.model.eql asks for it; all False when the loss has no tail.
 
     Args:
       config: the whole config.
@@ -35,7 +37,7 @@ def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: Arr
     """
     eql = config.model.eql
     image_counts = np.asarray(image_counts)
-    if config.model.box_head.loss != "eql":
+    if not class_loss_type(config.model.box_head.loss).takes_tail:
         return Tail(np.zeros(len(letters), bool), f"{config.model.box_head.loss} loss: no tail")
     if eql.tail_by == "letters":
         weights = tail_mask_from_letters(letters, eql.tail_letters)
@@ -52,5 +54,18 @@ def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: Arr
         rule = f"f < {eql.threshold:g} of {num_images} images, {eql.function}"
     in_tail = weights > 0
     ratio = tail_ratio(image_counts, in_tail) if image_counts.any() else 0.0
-    summary = f"EQL tail ({rule}): {in_tail.sum()} of {len(in_tail)} classes, tail ratio {100 * ratio:.2f} %"
+    name = config.model.box_head.loss.upper()
+    summary = f"{name} tail ({rule}): {in_tail.sum()} of {len(in_tail)} classes, tail ratio {100 * ratio:.2f} %"
     return Tail(weights, summary)
+
+
+def class_frequencies(classes: Classes, tail: Tail | None = None) -> ClassFrequencies:
+    """What the classification loss is given: counts and letters of training, and T(f) where it trains."""
+    return ClassFrequencies(
+        num_classes=len(classes),
+        letters=classes.letters,
+        image_counts=np.asarray(classes.image_counts),
+        instance_counts=np.asarray(classes.instance_counts),
+        num_images=classes.num_images,
+        tail=None if tail is None else tail.weights,
+    )

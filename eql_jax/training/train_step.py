@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,6 +17,7 @@ from eql_jax.training.optimizer import update_ema
 from eql_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
+NO_IMAGE = 2**32 - 1  # the id of rows without an image, see mesh.put_batch
 LOSS_TERMS = ("rpn_cls", "rpn_box", "cls", "box", "mask")  # the last only of models with a mask head
 
 
@@ -27,11 +27,16 @@ def image_keys(seed: int, step: jax.Array, image_id: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(image_id.astype(jnp.uint32))
 
 
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """The PRNG key of a step for draws that are not an image's, the same on all devices; none of `image_keys`."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.fold_in(jax.random.fold_in(key, NO_IMAGE), 0)
+
+
 def make_train_step(
     model: MaskRCNN,
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
-    tail_mask: np.ndarray,
     mesh: Mesh,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Returns the jitted step(state, batch) -> (state, metrics); `state` is donated.
@@ -40,15 +45,14 @@ def make_train_step(
       model: the detector.
       optimizer: an optax transformation over state.params.
       config: the whole configuration; seed, train and optimizer.ema_decay are read.
-      tail_mask: bool (the faster) or float [K], T(f) of the equalization loss; read by that loss only.
       mesh: axes 'data' and 'model'; the batch is sharded over the first, everything else replicated.
 
     Metrics are float32 scalars: loss (the weighted sum), loss_<term> for each of LOSS_TERMS that the model has,
     grad_norm, num_positive_anchors and num_foreground; of a cascade also cls_stage0, box_stage0 and so on.
 
     With train.gradient_accumulation = n the batch is run in n parts (rows i, i + n, ..., so that every part is spread
-    over all devices) and the parts' gradients are averaged: each part divides by its own counts, and live BatchNorm
-    sees one part at a time.
+    over all devices) and the parts' gradients are averaged: each part divides by its own counts, and live BatchNorm and
+    losses with a memory see one part at a time.
 
     Raises:
       ValueError: the batch does not divide by the devices and the accumulation.
@@ -62,46 +66,42 @@ def make_train_step(
         )
     weights = dict(config.train.loss_weights)
     ema_decay = config.optimizer.ema_decay
-    tail_mask = np.asarray(tail_mask)
 
-    def loss_fn(params, batch_stats, batch, keys):
+    def loss_fn(params, memory, batch, keys, loss_key):
         terms, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch,
-            keys,
-            jnp.asarray(tail_mask),
-            method="losses",
-            mutable=["batch_stats"],
+            {"params": params, **memory}, batch, keys, loss_key, method="losses", mutable=list(memory)
         )
         loss = sum(weights[name] * terms[name] for name in LOSS_TERMS if name in terms)
         metrics = {"loss": loss} | {(f"loss_{k}" if k in LOSS_TERMS else k): v for k, v in terms.items()}
-        return loss, (metrics, updates.get("batch_stats", batch_stats))
+        return loss, (metrics, memory | updates)
 
-    def gradients(params, batch_stats, batch, keys):
-        (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch_stats, batch, keys)
-        return grads, metrics, batch_stats
+    def gradients(params, memory, batch, keys, loss_key):
+        (_, (metrics, memory)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, memory, batch, keys, loss_key)
+        return grads, metrics, memory
 
-    def accumulated(params, batch_stats, batch, keys):
+    def accumulated(params, memory, batch, keys, loss_key):
         split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, keys))
         zeros = jax.tree.map(jnp.zeros_like, params)
 
         def body(carry, one):
-            batch_stats, total = carry
-            grads, metrics, batch_stats = gradients(params, batch_stats, *one)
-            return (batch_stats, jax.tree.map(lambda t, g: t + g / parts, total, grads)), metrics
+            memory, total = carry
+            grads, metrics, memory = gradients(params, memory, *one)
+            return (memory, jax.tree.map(lambda t, g: t + g / parts, total, grads)), metrics
 
-        (batch_stats, grads), metrics = jax.lax.scan(body, (batch_stats, zeros), split)
-        return grads, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics), batch_stats
+        (memory, grads), metrics = jax.lax.scan(body, (memory, zeros), (*split, jax.random.split(loss_key, parts)))
+        return grads, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics), memory
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        keys = image_keys(config.seed, state.step, batch["image_id"])
+        keys, loss_key = image_keys(config.seed, state.step, batch["image_id"]), step_key(config.seed, state.step)
+        memory = {"batch_stats": state.batch_stats, "loss_state": state.loss_state}
         run = gradients if parts == 1 else accumulated
-        grads, metrics, batch_stats = run(state.params, state.batch_stats, batch, keys)
+        grads, metrics, memory = run(state.params, memory, batch, keys, loss_key)
         metrics["grad_norm"] = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, decay=ema_decay)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), metrics
+        state = TrainState(state.step + 1, params, opt_state=opt_state, ema_params=ema_params, **memory)
+        return state, metrics
 
     replicated, by_image = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     jitted = jax.jit(

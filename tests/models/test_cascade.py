@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from eql_jax.class_losses import ClassFrequencies
 from eql_jax.models import build_model, cascade
 from eql_jax.models.mask_rcnn import ClassRules
 from eql_jax.models.targets import GroundTruth, RoITargets, rematched_targets
@@ -28,7 +29,7 @@ def make_model(loss="eql", **changes):
     c.update_from_flattened_dict(changes)
     whole = base.get_config()
     whole.model = c
-    return build_model(whole, K)
+    return build_model(whole, K, ClassFrequencies(K, tail=np.zeros(K, bool)))
 
 
 def boxes_in(rng, size, count):
@@ -194,14 +195,15 @@ def near(gt, rng):
 def test_losses_are_sums_over_stages_of_their_own_rois(loss):
     """Rows that drop out are really taken out here, and each stage divides by what is left."""
     model, variables, pyramid, _ = example(loss)
+    tail = np.array([True, False, True, False])
+    model = model.clone(frequencies=ClassFrequencies(K, tail=tail))
     rng = np.random.default_rng(5)
     gt = truth(rng)
     boxes = near(gt, rng)
     small = jax.tree.map(lambda x: x * 0.3, variables)
     # `push` carries one box far outside the image in the first stage: it is empty from the second on.
     sample = sampled(boxes, gt)
-    tail = np.array([True, False, True, False])
-    rules = ClassRules(jnp.asarray(tail))
+    rules = ClassRules()
 
     run = lambda v, k, b: model.apply(v, k, pyramid, b, method="run_stage")  # noqa: E731
 
@@ -265,7 +267,7 @@ def test_features_get_a_third_of_the_gradient_and_heads_all_of_it(monkeypatch):
 
     def gradient():
         def total(variables, pyramid):
-            rules = ClassRules(jnp.zeros(K, bool))
+            rules = ClassRules()
             terms = model.apply(variables, pyramid, jnp.asarray(SIZE), sample, gt, rules, method="roi_losses")
             return terms["cls"] + terms["box"]
 
@@ -289,7 +291,7 @@ def test_no_gradient_goes_through_the_boxes_to_the_stage_before():
     sample = sampled(near(gt, rng), gt)
 
     def last(variables):
-        rules = ClassRules(jnp.zeros(K, bool))
+        rules = ClassRules()
         terms = model.apply(variables, pyramid, jnp.asarray(SIZE), sample, gt, rules, method="roi_losses")
         return terms["cls_stage2"] + terms["box_stage2"]
 
@@ -313,9 +315,7 @@ def test_padding_slots_of_the_sample_change_nothing():
     sample = sampled(near(gt, rng), gt)
     pad = lambda x, value: jnp.concatenate([x, jnp.full_like(x[:, :4], value)], axis=1)  # noqa: E731
     padded = RoITargets(*(pad(x, v) for x, v in zip(sample, (0.0, -1, 0, 0.0), strict=True)))
-    run = jax.jit(
-        lambda s: model.apply(variables, pyramid, SIZE, s, gt, ClassRules(jnp.ones(K, bool)), method="roi_losses")
-    )
+    run = jax.jit(lambda s: model.apply(variables, pyramid, SIZE, s, gt, ClassRules(), method="roi_losses"))
     short, long = run(sample), run(padded)
     for name in short:
         np.testing.assert_allclose(long[name], short[name], rtol=1e-6, err_msg=name)

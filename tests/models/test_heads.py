@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eql_jax.class_losses import ClassFrequencies
+from eql_jax.class_losses.sigmoid import Sigmoid
 from eql_jax.models import init_model
 from eql_jax.models.box_head import BoxHead
 from eql_jax.models.mask_head import MaskHead
@@ -60,7 +62,7 @@ def layer(x, p, statistics=None):
 @pytest.mark.parametrize(("norm", "width"), [("none", 8), ("group_norm", 8), ("group_norm", 64), ("batch_norm", 8)])
 def test_four_convolutions_and_one_layer(norm, width):
     """'4conv1fc': convolutions with norm or bias, ReLU after each; a layer on the flattened map; two linear outputs."""
-    head = BoxHead(K, num_fc=1, fc_dim=10, num_convs=4, conv_dim=width, norm=norm)
+    head = BoxHead(Sigmoid(ClassFrequencies(K)), num_fc=1, fc_dim=10, num_convs=4, conv_dim=width, norm=norm)
     pooled = np.random.default_rng(1).normal(size=(ROWS, SIDE, SIDE, CHANNELS)).astype(np.float32)
     variables = drawn(head, pooled)
     hidden = head.apply(variables, pooled, method="hidden")
@@ -124,7 +126,7 @@ def test_c4_shares_the_features_of_foreground_between_boxes_and_masks():
     size = jnp.array([[64, 96]] * 2)
 
     def total(params, losses):
-        args = ([res4], size, sample, gt, ClassRules(jnp.zeros(K, bool)))
+        args = ([res4], size, sample, gt, ClassRules())
         terms = model.apply({"params": params}, method=lambda m: losses(m, *args))
         return terms["cls"] + terms["box"] + terms["mask"], terms
 

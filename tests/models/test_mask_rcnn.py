@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.common import synthetic_batch
 from configs import base
+from eql_jax.class_losses import ClassFrequencies
+from eql_jax.class_losses.sigmoid import Sigmoid
 from eql_jax.models import build_model, init_model, trainable_mask
 from eql_jax.models.box_head import BoxHead
 from eql_jax.models.mask_head import MaskHead
@@ -46,7 +48,8 @@ def tiny_config(**changes):
 
 def tiny_model(changes):
     """The model of tiny_config with `changes` to config.model."""
-    return build_model(tiny_config(**{f"model.{k}": v for k, v in changes.items()}), K)
+    frequencies = ClassFrequencies(K, tail=np.zeros(K, bool))
+    return build_model(tiny_config(**{f"model.{k}": v for k, v in changes.items()}), K, frequencies)
 
 
 def tiny_batch(objects=5, batch=4, seed=0, max_objects=12):
@@ -66,13 +69,13 @@ def tiny_batch(objects=5, batch=4, seed=0, max_objects=12):
 def loss_and_gradient(freeze_at=2):
     """config, variables and a jitted (params, batch) -> ((sum of losses, terms), gradient)."""
     config = tiny_config(**{"model.backbone.freeze_at": freeze_at})
-    model = build_model(config, K)
+    model = build_model(config, K, ClassFrequencies(K, tail=np.zeros(K, bool)))
     variables = init_model(model, jax.random.key(0))
 
     def total(params, batch):
         keys = image_keys(0, jnp.int32(0), batch["image_id"])
         everything = variables | {"params": params}
-        terms, _ = model.apply(everything, batch, keys, jnp.zeros(K, bool), method="losses", mutable=["batch_stats"])
+        terms, _ = model.apply(everything, batch, keys, method="losses", mutable=["batch_stats"])
         return sum(terms[t] for t in LOSS_TERMS), terms
 
     return config, variables, jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -80,7 +83,7 @@ def loss_and_gradient(freeze_at=2):
 
 @pytest.mark.parametrize("class_agnostic", [False, True])
 def test_deltas_of_one_class_are_rows_of_all_deltas(class_agnostic):
-    head = BoxHead(num_classes=K, fc_dim=8, class_agnostic_boxes=class_agnostic)
+    head = BoxHead(Sigmoid(ClassFrequencies(K)), fc_dim=8, class_agnostic_boxes=class_agnostic)
     rng = np.random.default_rng(0)
     pooled = rng.normal(size=(10, 3, 3, 4)).astype(np.float32)
     params = head.init(jax.random.key(0), pooled)
@@ -94,7 +97,7 @@ def test_deltas_of_one_class_are_rows_of_all_deltas(class_agnostic):
 
 
 def test_initial_scores_are_the_prior():
-    head = BoxHead(num_classes=K, fc_dim=8, prior=0.001)
+    head = BoxHead(Sigmoid(ClassFrequencies(K)), fc_dim=8, prior=0.001)
     pooled = np.zeros((2, 3, 3, 4), np.float32)
     logits, _ = head.apply(head.init(jax.random.key(0), pooled), pooled)
     np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.001, rtol=1e-4)
@@ -147,12 +150,13 @@ def test_the_classification_loss_is_that_of_the_config():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(2, 6, K + 1)), jnp.float32)
     labels = jnp.asarray(rng.integers(-1, K + 1, (2, 6)))
-    tail = jnp.ones(K, bool)
+    frequencies = ClassFrequencies(K, tail=np.ones(K, bool))
 
     def loss(exempt=None, columns=K, **changes):
-        model = build_model(tiny_config(**{f"model.{k.replace('__', '.')}": v for k, v in changes.items()}), K)
-        rules = ClassRules(tail, exempt)
-        return float(model.apply({}, logits[..., :columns], labels, rules, method="classification_loss"))
+        config = tiny_config(**{f"model.{k.replace('__', '.')}": v for k, v in changes.items()})
+        model = build_model(config, K, frequencies)
+        of_head = lambda m: m.classification_loss(m.box_head, logits[..., :columns], labels, ClassRules(exempt))  # noqa: E731
+        return float(model.apply({}, method=of_head))
 
     rows = np.asarray(labels).reshape(-1)
     z = np.asarray(logits, np.float64).reshape(-1, K + 1)[rows >= 0]
@@ -200,12 +204,12 @@ def test_detections_are_inside_the_image_and_sorted():
 def run_steps(config, batches, devices):
     """Trains from scratch on `batches`; returns the metrics of each step, and the compiled step as text."""
     mesh = make_mesh(config, devices=jax.devices()[:devices])
-    model = build_model(config, K)
+    model = build_model(config, K, ClassFrequencies(K, tail=np.zeros(K, np.float32)))
     variables = init_model(model, jax.random.key(0, impl="rbg"))  # compiles in a fifth of the time
     params = variables["params"]
     optimizer = make_optimizer(config, params, trainable=trainable_mask(params, config)).transform
     state = create_state(variables, optimizer, ema=False)
-    step = make_train_step(model, optimizer, config, np.zeros(K, np.float32), mesh)
+    step = make_train_step(model, optimizer, config, mesh)
     with jax.set_mesh(mesh):
         compiled = step.jitted.lower(state, batches[0]).compile()
     values = []

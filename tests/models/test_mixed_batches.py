@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eql_jax.class_losses import ClassFrequencies
 from eql_jax.data.annotations import load_annotations
 from eql_jax.data.class_map import same_classes
 from eql_jax.data.mixed import ID_STRIDE, ExtraSet, mix
@@ -57,7 +58,7 @@ def run(tmp_path_factory):
         iterator.close()
         return found
 
-    model = build_model(config, K)
+    model = build_model(config, K, ClassFrequencies(K, tail=np.zeros(K, bool)))
     variables = init_model(model, jax.random.key(0))
 
     @jax.jit
@@ -65,7 +66,7 @@ def run(tmp_path_factory):
         def total(params):
             keys = image_keys(0, jnp.int32(0), batch["image_id"].astype(jnp.uint32))
             everything = variables | {"params": params}
-            terms = model.apply(everything, batch, keys, jnp.zeros(K, bool), method="losses", mutable=["batch_stats"])
+            terms = model.apply(everything, batch, keys, method="losses", mutable=["batch_stats"])
             return sum(terms[0][t] for t in LOSS_TERMS), terms[0]
 
         (_, terms), grads = jax.value_and_grad(total, has_aux=True)(variables["params"])

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.common import synthetic_batch
 from configs import base
 from eql_jax import losses
+from eql_jax.class_losses import ClassFrequencies
 from eql_jax.models import build_model, init_model
 from eql_jax.training.train_step import LOSS_TERMS, image_keys
 
@@ -38,7 +39,7 @@ def shapes(variables, collection="params"):
 
 def trace(changes, *, mask_size=14, **more):
     """Model, abstract variables, and the abstract losses of two 64 x 96 images with `more` keys."""
-    model = build_model(make_config(changes), K)
+    model = build_model(make_config(changes), K, ClassFrequencies(K, tail=np.zeros(K, bool)))
     variables = jax.eval_shape(lambda: init_model(model, jax.random.key(0)))
     batch = synthetic_batch(
         batch=2, height=64, width=96, num_classes=K, objects=2, max_objects=3, mask_size=max(mask_size, 1)
@@ -49,8 +50,7 @@ def trace(changes, *, mask_size=14, **more):
 
     def run(variables):
         keys = image_keys(0, jnp.int32(0), batch["image_id"])
-        tail = jnp.zeros(K, bool)
-        return model.apply(variables, batch, keys, tail, method="losses", mutable=["batch_stats"])[0]
+        return model.apply(variables, batch, keys, method="losses", mutable=["batch_stats"])[0]
 
     return model, variables, jax.eval_shape(run, variables)
 
@@ -143,13 +143,14 @@ def test_convolutions_with_a_norm_have_no_bias():
 @pytest.mark.parametrize("norm", ["none", "group_norm", "batch_norm"])
 def test_live_norms_of_heads_learn_their_statistics(norm):
     """losses(mutable) gives new statistics for 'batch_norm' alone, of both heads."""
-    model = build_model(make_config({"box_head.num_convs": 1, "box_head.norm": norm, "mask_head.norm": norm}), K)
+    config = make_config({"box_head.num_convs": 1, "box_head.norm": norm, "mask_head.norm": norm})
+    model = build_model(config, K, ClassFrequencies(K, tail=np.zeros(K, bool)))
     variables = jax.eval_shape(lambda: init_model(model, jax.random.key(0)))
     batch = synthetic_batch(batch=1, height=64, width=64, num_classes=K, objects=2, max_objects=3, mask_size=14)
 
     def run(variables):
         keys = image_keys(0, jnp.int32(0), batch["image_id"])
-        return model.apply(variables, batch, keys, jnp.zeros(K, bool), method="losses", mutable=["batch_stats"])[1]
+        return model.apply(variables, batch, keys, method="losses", mutable=["batch_stats"])[1]
 
     updated = jax.eval_shape(run, variables).get("batch_stats", {})
     for head in ("box_head", "mask_head"):

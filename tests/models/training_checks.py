@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eql_jax.class_losses import ClassFrequencies
 from eql_jax.convert.table import detectron2_table, find_rule
 from eql_jax.data.polygons import crop_mask
 from eql_jax.losses import tail_mask_from_threshold
-from eql_jax.models.mask_rcnn import ClassRules
+from eql_jax.models.mask_rcnn import ClassRules, MaskRCNN
 from eql_jax.models.targets import GroundTruth, RoITargets, RPNTargets
 from eql_jax.ops import encode_boxes
 from eql_jax.training.compatibility import flatten
@@ -108,6 +109,11 @@ def rasterised(golden: Golden, rois: RoITargets, size: int = 28) -> np.ndarray:
     return targets
 
 
+def with_tail(model: MaskRCNN, tail: np.ndarray) -> MaskRCNN:
+    """The model with bool [K] as the tail of its classification loss."""
+    return model.clone(frequencies=ClassFrequencies(model.num_classes, tail=tail))
+
+
 def run_step(golden: Golden, freq: np.ndarray | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Losses of the recorded samples (of a cascade, in every stage) and the gradient of their sum, {path: array}."""
     truth = ground_truth(golden)
@@ -130,8 +136,7 @@ def run_step(golden: Golden, freq: np.ndarray | None) -> tuple[dict[str, np.ndar
     def losses(model):
         pyramid = model.features(canvas, sizes, train=True)
         terms = model.rpn_losses(model.rpn(pyramid), rpn_targets)
-        rules = ClassRules(jnp.asarray(tail))
-        return terms | model.roi_losses(pyramid, jnp.asarray(sizes), rois, truth, rules, targets)
+        return terms | model.roi_losses(pyramid, jnp.asarray(sizes), rois, truth, ClassRules(), targets)
 
     @jax.jit
     def step(params):
@@ -139,7 +144,7 @@ def run_step(golden: Golden, freq: np.ndarray | None) -> tuple[dict[str, np.ndar
             variables = {**golden.variables, "params": params}
             stored = golden.from_res2() if "res2" in golden.arrays else contextlib.nullcontext()
             with stored, nn.intercept_methods(replace):
-                terms = golden.model.apply(variables, method=losses)
+                terms = with_tail(golden.model, tail).apply(variables, method=losses)
             return sum(terms[k] for k in TERMS), terms
 
         return jax.grad(total, has_aux=True)(params)
