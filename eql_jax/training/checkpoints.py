@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import time
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,20 +31,21 @@ from eql_jax.training.errors import CheckpointError
 from eql_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
-BEST_METRICS = ("segm/AP", "bbox/AP")  # the first that was evaluated; higher is better
+BEST_METRICS = ("segm/AP", "bbox/AP", "top1")  # the first that was evaluated; higher is better
 ITEMS = ("params", "batch_stats", "ema_params", "loss_state", "optimizer", "run")
 FORMAT = 1
 
 
 class InferenceModel(NamedTuple):
     """What prediction and evaluation need: config, classes, NumPy trees of parameters (the average when there is one)
-    and BatchNorm statistics, and the step of the checkpoint."""
+    and BatchNorm statistics, and the step of the checkpoint; for looking at the loss also its memory, {} without."""
 
     config: ConfigDict
     classes: Classes
     params: Any
     batch_stats: Any
     step: int
+    loss_state: Any = types.MappingProxyType({})
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -246,7 +248,7 @@ def load_for_inference(workdir: str | Path, *, checkpoint: str | int = "best") -
 
     Args:
         workdir: a run's directory, its `checkpoints` or one checkpoint in it (then `checkpoint` is not read).
-        checkpoint: 'best' (by mask AP, box AP without masks; the newest when none was evaluated), 'latest' or a step.
+        checkpoint: 'best' (by the first of BEST_METRICS; the newest when none was evaluated), 'latest' or a step.
 
     Raises:
         CheckpointError: no such checkpoint, or a damaged one.
@@ -255,9 +257,10 @@ def load_for_inference(workdir: str | Path, *, checkpoint: str | int = "best") -
     run = _read_run(path)
     saved = _metadata(path)
     weights = "ema_params" if "ema_params" in saved else "params"
-    wanted = {item: saved[item] for item in (weights, "batch_stats") if item in saved}
+    wanted = {item: saved[item] for item in (weights, "batch_stats", "loss_state") if item in saved}
     arrays = _restore(path, wanted, as_numpy=True)
-    return InferenceModel(run["config"], run["classes"], arrays[weights], arrays.get("batch_stats", {}), int(path.name))
+    memory = [arrays.get(item, {}) for item in ("batch_stats", "loss_state")]
+    return InferenceModel(run["config"], run["classes"], arrays[weights], memory[0], int(path.name), memory[1])
 
 
 def find_checkpoint(workdir: str | Path, *, checkpoint: str | int = "best") -> Path:
