@@ -12,7 +12,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from eql_jax.training.batch_scaling import apply_linear_rule
 from eql_jax.training.config_values import type_faults, value_faults
 from eql_jax.training.errors import ConfigError
 
+FindFaults = Callable[[ConfigDict], Sequence[str]]
 OVERRIDE = re.compile(r"--?(?:no)?config\.(?P<key>[^=]+)(?:=(?P<value>.*))?", re.DOTALL)
-# Fields that configs of older runs lack, with the value that leaves those runs as they were.
+# Fields that detectors' configs of older runs lack, with the value that leaves those runs as they were.
 ADDED_FIELDS = {
     "data.scale_jitter": (),
     "data.crop_size": (1024, 1024),
@@ -69,10 +70,17 @@ ADDED_FIELDS = {
     "eval.backend": "fast",
 }
 # Sections whose keys are arguments of a function or fields of a class, which checks them itself
-FREE_SECTIONS = ("data.supershapes", "model.box_head.loss_options")
+FREE_SECTIONS = ("data.supershapes", "model.box_head.loss_options", "loss.options")
+DETECTION = "detection"  # the task of configs without a field `task`
 
 
-def load_config(source: str | Path | ConfigDict, overrides: Sequence[str] = (), *, base: ConfigDict) -> ConfigDict:
+def load_config(
+    source: str | Path | ConfigDict,
+    overrides: Sequence[str] = (),
+    *,
+    base: ConfigDict,
+    find_faults: FindFaults = value_faults,
+) -> ConfigDict:
     """Loads a config, applies command-line overrides, checks the result and scales it to its batch size.
 
     The scaling is `batch_scaling.apply_linear_rule`, which leaves alone what the overrides name.
@@ -82,6 +90,7 @@ def load_config(source: str | Path | ConfigDict, overrides: Sequence[str] = (), 
             workdir, or a config that is loaded already.
         overrides: command-line words, '--config.a.b=value' or '--config.a.b', 'value'; '--noconfig.a.b' is False.
         base: the config that has every field; a key beside it is an error.
+        find_faults: config -> one line for every value that is not allowed. Default: that of detectors.
 
     Returns:
         The checked config, locked.
@@ -106,20 +115,29 @@ def load_config(source: str | Path | ConfigDict, overrides: Sequence[str] = (), 
     if rest:
         raise ConfigError(f"unexpected words on the command line: {' '.join(rest)}; overrides are --config.key=value")
     config = holder["config"].value
-    validate(config, base=base)
+    validate(config, base=base, find_faults=find_faults)
     if apply_linear_rule(config, given=given):
-        validate(config, base=base)  # steps may have become equal
+        validate(config, base=base, find_faults=find_faults)  # steps may have become equal
     return config.lock()
 
 
-def validate(config: ConfigDict, *, base: ConfigDict) -> None:
+def task_of(source: str | Path | ConfigDict) -> str:
+    """What a config (see `load_config`) is for: its field `task`; 'detection' for those without one.
+
+    Raises:
+        ConfigError: no such file, or a faulty one.
+    """
+    return (source if isinstance(source, ConfigDict) else _read(source)).get("task", DETECTION)
+
+
+def validate(config: ConfigDict, *, base: ConfigDict, find_faults: FindFaults = value_faults) -> None:
     """Checks keys and types against `base`, then choices, ranges and what must fit together.
 
     Raises:
         ConfigError: listing every fault found, one a line.
     """
     _check_known(config, base, "the config")
-    faults = type_faults(dict(leaves(config)), dict(leaves(base))) or value_faults(config)
+    faults = type_faults(dict(leaves(config)), dict(leaves(base))) or find_faults(config)
     if faults:
         raise ConfigError("\n".join(["the config has faulty values:", *(f"  {f}" for f in faults)]))
 
@@ -128,6 +146,8 @@ def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote; JSON's lists become tuples again, and fields added since it was written get the
     values that mean what was done then."""
     config = ConfigDict(_tuples(json.loads(text)))
+    if task_of(config) != DETECTION:
+        return config
     for key, value in ADDED_FIELDS.items():
         section, _, name = key.rpartition(".")
         if _has(config, section) and name not in (group := _get(config, section)):
@@ -246,12 +266,16 @@ def _check_known(config: ConfigDict, base: ConfigDict, where: str) -> None:
     unknown = [k for k, _ in leaves(config) if not _has(base, k) and not _is_free(k)]
     if unknown:
         lines = [f"  {k}{_suggestion(k, base)}" for k in unknown]
-        raise ConfigError("\n".join([f"{where} sets keys that configs/base.py does not have:", *lines]))
+        raise ConfigError("\n".join([f"{where} sets keys that {_base_file(base)} does not have:", *lines]))
     missing = [k for k, _ in leaves(base) if not _has(config, k)]
     if missing:
         raise ConfigError(
-            f"{where} lacks {', '.join(missing)}; start from get_config() of configs/base.py, which has every field"
+            f"{where} lacks {', '.join(missing)}; start from get_config() of {_base_file(base)}, which has every field"
         )
+
+
+def _base_file(base: ConfigDict) -> str:
+    return "configs/base.py" if task_of(base) == DETECTION else f"configs/{base.task}/base.py"
 
 
 def _check_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:

@@ -142,7 +142,8 @@ def type_faults(values: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]
 
 def value_faults(config: ConfigDict) -> list[str]:
     """One line for every value that is not allowed; relations between values only when each is right by itself."""
-    return [*_value_faults(config), *_class_loss_faults(config)] or list(_relation_faults(config))
+    faults = [*table_faults(config, CHOICES, RANGES), *_class_loss_faults(config)]
+    return faults or [*training_faults(config), *_relation_faults(config)]
 
 
 def _type_faults(values: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[str]:
@@ -158,14 +159,17 @@ def _type_faults(values: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator
             yield f"{key} is {value!r} ({type(value).__name__}); expected {type(expected).__name__}, as {expected!r}"
 
 
-def _value_faults(config: ConfigDict) -> Iterator[str]:
-    for key, allowed in CHOICES.items():
+def table_faults(
+    config: ConfigDict, choices: Mapping[str, tuple], ranges: Mapping[str, tuple[float, float | None]]
+) -> Iterator[str]:
+    """One line for every value that is not among its `choices`, or outside of its `ranges` (as CHOICES and RANGES)."""
+    for key, allowed in choices.items():
         value = _get(config, key)
         if value not in allowed:
             near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
             hint = f"; did you mean {near[0]!r}?" if near and isinstance(value, str) else ""
             yield f"{key} is {value!r}; expected one of {', '.join(map(repr, allowed))}{hint}"
-    for key, (low, high) in RANGES.items():
+    for key, (low, high) in ranges.items():
         value = _get(config, key)
         limits = f"at least {low}" if high is None else f"{low} to {high}"
         for v in value if isinstance(value, tuple | list) else (value,):
@@ -176,8 +180,9 @@ def _value_faults(config: ConfigDict) -> Iterator[str]:
                 break
 
 
-def _relation_faults(config: ConfigDict) -> Iterator[str]:
-    d, m, t, o = config.data, config.model, config.train, config.optimizer
+def training_faults(config: ConfigDict) -> Iterator[str]:
+    """What must fit together whatever is trained: sections train, optimizer and mesh, and the pixel values."""
+    m, t, o = config.model, config.train, config.optimizer
     if t.batch_size % t.gradient_accumulation:
         yield f"train.batch_size {t.batch_size} is not a multiple of gradient_accumulation {t.gradient_accumulation}"
     if o.name == "adamw" and o.nesterov:
@@ -192,6 +197,21 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
         yield str(e)
     if o.ema_decay >= 1:
         yield f"optimizer.ema_decay is {o.ema_decay}; expected below 1 (0: off)"
+    for name in ("pixel_mean", "pixel_std"):
+        if len(m[name]) != 3:
+            yield f"model.{name} is {m[name]}; expected three numbers, red, green and blue"
+    for axis in ("data", "model"):
+        if config.mesh[axis] == 0:
+            yield f"mesh.{axis} is 0; expected a number of devices, or -1 for all that are left"
+    if config.mesh.data == -1 and config.mesh.model == -1:
+        yield "mesh.data and mesh.model are both -1; one of them must be a number of devices"
+    for name, weight in t.loss_weights.items():
+        if not weight >= 0:
+            yield f"train.loss_weights.{name} is {weight}; expected at least 0"
+
+
+def _relation_faults(config: ConfigDict) -> Iterator[str]:
+    d, m = config.data, config.model
     if not 0 < m.box_head.prior < 1:
         yield f"model.box_head.prior is {m.box_head.prior}; expected between 0 and 1"
     if not m.eql.tail_letters or set(m.eql.tail_letters) - set("rcf"):
@@ -209,9 +229,6 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
             f"model.rpn.anchor_sizes has {len(m.rpn.anchor_sizes)} entries; expected {levels}, one per level from "
             f"model.fpn.min_level {m.fpn.min_level} to 6"
         )
-    for name in ("pixel_mean", "pixel_std"):
-        if len(m[name]) != 3:
-            yield f"model.{name} is {m[name]}; expected three numbers, red, green and blue"
     for name, values in (("data.shorter_side", d.shorter_side), ("model.rpn.aspect_ratios", m.rpn.aspect_ratios)):
         if not values:
             yield f"{name} is empty; expected at least one number"
@@ -229,11 +246,6 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
         yield f"data.buckets is {d.buckets}; expected (height, width) pairs of multiples of 32"
     if any(not isinstance(side, int) for side in config.eval.tta.shorter_sides):
         yield f"eval.tta.shorter_sides is {config.eval.tta.shorter_sides}; expected whole numbers of pixels"
-    for axis in ("data", "model"):
-        if config.mesh[axis] == 0:
-            yield f"mesh.{axis} is 0; expected a number of devices, or -1 for all that are left"
-    if config.mesh.data == -1 and config.mesh.model == -1:
-        yield "mesh.data and mesh.model are both -1; one of them must be a number of devices"
     unlimited = [name for name in ("ap_fixed", "ap_pool") if config.eval[name]]
     if unlimited and m.test.detections_per_image <= config.eval.max_detections:
         yield (
@@ -246,9 +258,6 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
             yield f"data.copy_paste.probability is {d.copy_paste.probability}; pasting asks for model.with_mask True"
         if config.eval.boundary:
             yield "eval.boundary is True; boundary AP asks for model.with_mask True"
-    for name, weight in t.loss_weights.items():
-        if not weight >= 0:
-            yield f"train.loss_weights.{name} is {weight}; expected at least 0"
 
 
 def _backbone_faults(m: ConfigDict) -> Iterator[str]:

@@ -71,7 +71,7 @@ class MetricWriter:
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of an evaluation at `step`."""
         self._store(step, "eval", metrics)
-        shown = {k: metrics[k] for k in ("segm/AP", "bbox/AP") if k in metrics} or metrics
+        shown = {k: v for k, v in metrics.items() if k in ("segm/AP", "bbox/AP") or k.startswith("top1")} or metrics
         self.message(f"step {step}: evaluation " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
     def start_clock(self, step: int) -> None:
