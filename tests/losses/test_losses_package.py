@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import eql_jax.losses
+import eql_jax.losses.calibration
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,12 +39,16 @@ def test_needs_only_jax_and_numpy():
     assert others == "[]"
 
 
-def test_the_example_of_the_docstring_runs():
-    result = doctest.testmod(eql_jax.losses)
+@pytest.mark.parametrize("module", [eql_jax.losses, eql_jax.losses.calibration])
+def test_the_example_of_the_docstring_runs(module):
+    result = doctest.testmod(module)
     assert result.attempted > 5 and result.failed == 0
 
 
 def test_everything_public_is_documented():
     for name in eql_jax.losses.__all__:
         text = getattr(eql_jax.losses, name).__doc__
+        if name[0].isupper():  # a state: its arrays and their shapes
+            assert "float32 [" in text, name
+            continue
         assert "Args:" in text and "Returns:" in text and "Raises:" in text, name
