@@ -152,6 +152,10 @@ def get_config() -> ConfigDict:
     m.box_head.fc_dim = 1024
     m.box_head.pool_size = 7
     m.box_head.class_agnostic_boxes = False
+    # Loss of foreground RoIs' boxes: 'smooth_l1' of deltas, or 'giou', 'diou' or 'ciou' of decoded boxes. Those are
+    # smaller numbers and ask for a larger train.loss_weights.box (mmdetection has 10 with GIoU)
+    m.box_head.box_loss = "smooth_l1"
+    m.box_head.box_loss_beta = 0.0  # 'smooth_l1': where it becomes linear, in units of deltas; 0: L1
     m.box_head.prior = 0.001  # initial score of every class under a sigmoid loss: bias = -log((1 - prior) / prior)
     m.mask_head = ConfigDict()
     m.mask_head.num_convs = 4

@@ -56,7 +56,7 @@ class C4MaskRCNN(MaskRCNN):
         """As MaskRCNN.roi_losses; res5 runs once, on all sampled RoIs."""
         del image_size
         shared = self.shared(pyramid, sample.boxes, train=True)
-        terms = self.box_losses(jnp.mean(shared, axis=(1, 2)), sample, rules)
+        terms = self.box_losses(jnp.mean(shared, axis=(1, 2)), sample, gt, rules)
         if not self.config.with_mask:
             return terms
         slots = self.foreground_slots(sample)

@@ -9,7 +9,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from eql_jax import losses
 from eql_jax.models.box_head import BoxHead
 from eql_jax.models.mask_rcnn import BoxOutputs, ClassRules, MaskRCNN
 from eql_jax.models.per_image import map_images
@@ -98,7 +97,7 @@ class CascadeMaskRCNN(MaskRCNN):
         rois, present = sample, sample.classes >= 0
         for stage in range(len(self.box_heads)):
             logits, deltas = self.run_stage(stage, pyramid, rois.boxes, train=True)
-            found = self.stage_losses(stage, logits, deltas, rois, rules.of_stage(stage))
+            found = self.stage_losses(stage, logits, deltas, rois, gt, rules.of_stage(stage))
             terms |= {"cls": terms["cls"] + found["cls"], "box": terms["box"] + found["box"]}
             terms |= {f"{name}_stage{stage}": value for name, value in found.items()}
             if stage + 1 < len(self.box_heads):
@@ -123,7 +122,13 @@ class CascadeMaskRCNN(MaskRCNN):
         return map_images(one)(boxes, present, gt)
 
     def stage_losses(
-        self, stage: int, logits: jax.Array, deltas: jax.Array, rois: RoITargets, rules: ClassRules
+        self,
+        stage: int,
+        logits: jax.Array,
+        deltas: jax.Array,
+        rois: RoITargets,
+        gt: GroundTruth,
+        rules: ClassRules,
     ) -> dict[str, jax.Array]:
         """cls, box and num_foreground of one stage, over its own number of RoIs.
 
@@ -133,7 +138,7 @@ class CascadeMaskRCNN(MaskRCNN):
         count = jnp.sum(rois.classes >= 0)
         return {
             "cls": self.classification_loss(self.box_heads[stage], logits, rois.classes, rules),
-            "box": losses.box_regression_loss(deltas, rois.deltas, foreground, normalizer=count),
+            "box": self.box_loss(deltas, rois, gt, foreground, weights=self.stage_weights[stage], normalizer=count),
             "num_foreground": jnp.sum(foreground).astype(jnp.float32),
         }
 

@@ -21,6 +21,7 @@ from eql_jax.models.mask_head import MaskHead
 from eql_jax.models.per_image import map_images
 from eql_jax.models.proposal_network import ProposalNetwork
 from eql_jax.models.targets import GroundTruth, RoITargets, roi_targets, rpn_targets
+from eql_jax.ops.boxes import decode_boxes
 from eql_jax.ops.detections import Detections as BoxDetections
 from eql_jax.ops.detections import select_detections
 from eql_jax.ops.masks import crop_and_resize_masks
@@ -255,7 +256,7 @@ class MaskRCNN(ProposalNetwork):
         """
         del image_size  # for heads that make boxes of boxes
         hidden = self.box_hidden(pyramid, sample.boxes, train=True)
-        return self.box_losses(hidden, sample, rules) | self.sampled_mask_losses(pyramid, sample, gt, mask_targets)
+        return self.box_losses(hidden, sample, gt, rules) | self.sampled_mask_losses(pyramid, sample, gt, mask_targets)
 
     def sampled_mask_losses(
         self, pyramid: list[jax.Array], sample: RoITargets, gt: GroundTruth, mask_targets: jax.Array | None
@@ -276,19 +277,48 @@ class MaskRCNN(ProposalNetwork):
             sample.boxes[:, :count], sample.matched[:, :count], jnp.where(is_object, classes, 0), is_object
         )
 
-    def box_losses(self, hidden: jax.Array, sample: RoITargets, rules: ClassRules) -> dict[str, jax.Array]:
+    def box_losses(
+        self, hidden: jax.Array, sample: RoITargets, gt: GroundTruth, rules: ClassRules
+    ) -> dict[str, jax.Array]:
         """Hidden layer [B*R,units] of sampled RoIs -> cls, box and num_foreground."""
         hidden = hidden.reshape(*sample.classes.shape, -1)
         cls = self.classification_loss(self.box_head, self.box_head.logits(hidden), sample.classes, rules)
         slots = self.foreground_slots(sample)
         count = slots.boxes.shape[1]
-        box = losses.box_regression_loss(
-            self.box_head.deltas_of(hidden[:, :count].reshape(-1, hidden.shape[-1]), slots.classes),
-            sample.deltas[:, :count].reshape(-1, 4),
-            slots.is_object,
+        deltas = self.box_head.deltas_of(hidden[:, :count].reshape(-1, hidden.shape[-1]), slots.classes)
+        box = self.box_loss(
+            deltas.reshape(-1, count, 4),
+            RoITargets(*(x[:, :count] for x in sample)),
+            gt,
+            slots.is_object.reshape(-1, count),
+            weights=self.sample_weights,
             normalizer=jnp.sum(sample.classes >= 0),
         )
         return {"cls": cls, "box": box, "num_foreground": jnp.sum(slots.is_object).astype(jnp.float32)}
+
+    def box_loss(
+        self,
+        deltas: jax.Array,
+        rois: RoITargets,
+        gt: GroundTruth,
+        foreground: jax.Array,
+        *,
+        weights: tuple[float, float, float, float],
+        normalizer: jax.Array,
+    ) -> jax.Array:
+        """The configured box loss of predicted deltas [B,R,4], summed over the foreground [B,R] / normalizer.
+
+        rois: what the deltas start from (batched); weights: of the deltas. 'smooth_l1' compares deltas, the others the
+        decoded boxes with the objects' (detectron2's _dense_box_regression_loss).
+        """
+        h = self.config.box_head
+        if h.box_loss == "smooth_l1":
+            return losses.box_regression_loss(
+                deltas, rois.deltas, foreground, beta=h.box_loss_beta, normalizer=normalizer
+            )
+        truth = map_images(lambda boxes, matched: boxes[matched])(gt.boxes, rois.matched)
+        boxes = decode_boxes(deltas, rois.boxes, weights=weights)
+        return losses.box_pair_regression_loss(boxes, truth, foreground, kind=h.box_loss, normalizer=normalizer)
 
     def mask_losses(
         self, logits: jax.Array, slots: ForegroundSlots, gt: GroundTruth, mask_targets: jax.Array | None

@@ -53,6 +53,8 @@ ADDED_FIELDS = {
     "model.box_head.classifier": "linear",
     "model.box_head.cosine_temperature": 20.0,
     "model.box_head.num_convs": 0,
+    "model.box_head.box_loss": "smooth_l1",
+    "model.box_head.box_loss_beta": 0.0,
     "model.box_head.conv_dim": 256,
     "model.box_head.norm": "none",
     "model.mask_head.norm": "none",

@@ -28,6 +28,7 @@ CHOICES = {
     "model.backbone.freeze_at": (0, 1, 2, 3, 4, 5),
     "model.fpn.norm": ("none", "batch_norm", "group_norm"),
     "model.fpn.min_level": (2, 3, 4, 5),
+    "model.box_head.box_loss": ("smooth_l1", "giou", "diou", "ciou"),
     "model.box_head.norm": ("none", "batch_norm", "group_norm"),
     "model.mask_head.norm": ("none", "batch_norm", "group_norm"),
     "model.box_head.classifier": ("linear", "cosine"),
@@ -84,6 +85,7 @@ RANGES = {
     "model.roi.max_samples": (1, None),
     "model.roi.canonical_size": (1, None),
     "model.box_head.cosine_temperature": (1e-3, None),
+    "model.box_head.box_loss_beta": (0, None),
     "model.box_head.num_convs": (0, None),
     "model.box_head.conv_dim": (1, None),
     "model.box_head.num_fc": (1, None),
@@ -312,6 +314,11 @@ def _class_loss_faults(config: ConfigDict) -> Iterator[str]:
 
 
 def _head_faults(m: ConfigDict) -> Iterator[str]:
+    if m.box_head.box_loss_beta and m.box_head.box_loss != "smooth_l1":
+        yield (
+            f"model.box_head.box_loss_beta is {m.box_head.box_loss_beta}, which goes with model.box_head.box_loss "
+            f"'smooth_l1'; {m.box_head.box_loss!r} has none, expected 0"
+        )
     ious = m.cascade.ious
     if ious and len(ious) != len(m.cascade.box_weights):
         yield (
