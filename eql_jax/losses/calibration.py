@@ -56,8 +56,9 @@ def norcal(
       scores: float [..., K], probabilities of the foreground classes; widened to float32.
       counts: [K], training images of each class (the paper's N; objects do as well). Below 1 they are taken for 1.
       gamma: 0 leaves the scores alone; .6 is about the paper's choice for softmax on LVIS.
-      background: float [...], probability of background. None: 1 - sum of the scores, as precise as float32 allows.
-        Give 0 for classification without background.
+      background: float [...], probability of background. None: 1 - sum of the scores, whose rounding error of 1e-7 the
+        division makes up to 1e-7 N_c^gamma where a class leaves nothing to background. Give 0 for classification
+        without background.
       sigmoid: the scores are one sigmoid per class, and background must be None.
 
     Returns:
