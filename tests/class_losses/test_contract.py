@@ -1,0 +1,175 @@
+"""Every loss of REGISTRY keeps what ClassLoss promises, whatever its equation; and how a loss is made by name."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eql_jax import class_losses
+from eql_jax.class_losses import REGISTRY, ClassFrequencies, ClassLoss, LossInputs, make_class_loss, option_defaults
+from eql_jax.class_losses.eql import Eql
+
+K = 6
+COUNTS = np.array([900, 3, 40, 7, 250, 90])
+FREQUENCIES = ClassFrequencies(
+    K, tuple("frcrfc"), COUNTS, 3 * COUNTS, num_images=1000, tail=np.array([False, True, True, True, False, True])
+)
+LABELS = jnp.array([[0, 1, K, -1, 3, K, 5, K], [K, K, 4, 2, K, -1, 0, 0]])
+INPUTS = LossInputs(key=jax.random.key(0))
+
+
+def logits_for(loss: ClassLoss, seed: int = 0) -> jax.Array:
+    return 3 * jax.random.normal(jax.random.key(seed), (*LABELS.shape, loss.num_logits))
+
+
+@pytest.fixture(params=sorted(REGISTRY))
+def loss(request):
+    return make_class_loss(request.param, FREQUENCIES)
+
+
+def value_grad_state(loss, logits, labels=LABELS, state=None, inputs=INPUTS):
+    state = loss.init_state() if state is None else state
+    run = jax.value_and_grad(lambda z, s: loss.loss(z, labels, s, inputs), has_aux=True)
+    (value, state), grad = jax.jit(run)(logits, state)
+    return value, grad, state
+
+
+def test_value_gradient_and_memory(loss):
+    """A float32 scalar, finite gradients of the columns it asks for, and a memory of the same shape every step."""
+    logits = logits_for(loss)
+    value, grad, state = value_grad_state(loss, logits)
+    assert value.shape == () and value.dtype == jnp.float32 and float(value) > 0
+    assert grad.shape == logits.shape and np.isfinite(grad).all() and np.abs(grad).max() > 1e-3
+    before = loss.init_state()
+    assert jax.tree.structure(before) == jax.tree.structure(state)
+    assert [x.shape for x in jax.tree.leaves(before)] == [x.shape for x in jax.tree.leaves(state)]
+    assert [jnp.asarray(x).dtype for x in jax.tree.leaves(before)] == [x.dtype for x in jax.tree.leaves(state)]
+    if jax.tree.leaves(state):
+        moved = [
+            np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(*map(jax.tree.leaves, (before, state)), strict=True)
+        ]
+        assert any(moved), "the memory did not move"
+
+
+def test_padding_rows_change_nothing(loss):
+    """Rows of label -1 give no gradient, and whatever is in them, NaN included, nothing else changes."""
+    logits = logits_for(loss)
+    padding = LABELS < 0
+    value, grad, state = value_grad_state(loss, logits)
+    assert not np.any(np.asarray(grad)[np.asarray(padding)])
+    other = jnp.where(padding[..., None], jnp.nan, logits)
+    same_value, same_grad, same_state = value_grad_state(loss, other)
+    np.testing.assert_allclose(same_value, value, rtol=1e-6)
+    np.testing.assert_allclose(same_grad, grad, atol=1e-7)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), same_state, state)
+
+
+def test_only_padding_and_only_background(loss):
+    logits = logits_for(loss)
+    value, grad, _ = value_grad_state(loss, logits, jnp.full_like(LABELS, -1))
+    assert float(value) == 0 and not np.any(grad)
+    value, grad, _ = value_grad_state(loss, logits, jnp.full_like(LABELS, K))
+    assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+def test_extreme_logits(loss):
+    for sign in (1, -1):
+        value, grad, state = value_grad_state(loss, sign * 80 * jnp.sign(logits_for(loss)))
+        assert np.isfinite(value) and np.isfinite(grad).all()
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_scores(loss):
+    """Probabilities of the K classes, and at the first bias the same for all of them."""
+    scores = loss.scores(logits_for(loss))
+    assert scores.shape == (*LABELS.shape, K)
+    assert np.all(scores >= 0) and np.all(scores <= 1)
+    bias = loss.initial_bias(0.01)
+    assert bias.shape == (loss.num_logits,) and bias.dtype == np.float32
+    first = np.asarray(loss.scores(jnp.asarray(bias)))
+    assert 0 < first.min() and first.max() < 0.6
+
+
+def test_the_score_of_an_object_rises_as_its_loss_falls(loss):
+    """Gradient descent on one row raises the score of its label: columns and labels mean the same thing."""
+    labels, state = jnp.array([[2]]), loss.init_state()
+    logits = jnp.zeros((1, 1, loss.num_logits)) + loss.initial_bias(0.1)
+    start = np.asarray(loss.scores(logits))[0, 0]
+    step = jax.jit(jax.grad(lambda z, s: loss.loss(z, labels, s, INPUTS)[0]))
+    for _ in range(50):
+        logits = logits - 0.5 * step(logits, state)
+    end = np.asarray(loss.scores(logits))[0, 0]
+    assert end[2] > start[2] and end[2] > 2 * np.delete(end, 2).max()
+
+
+def test_annotated_classes(loss):
+    """A loss that says that it takes them gives no negatives to classes that nobody looked for."""
+    if not loss.takes_annotated:
+        pytest.skip(f"{type(loss).__name__} does not take annotated classes")
+    annotated = jnp.ones((2, 1, K), bool).at[1, 0, 1].set(False)
+    _, grad, _ = value_grad_state(loss, logits_for(loss), inputs=INPUTS._replace(annotated=annotated))
+    assert not np.any(np.asarray(grad)[1, :, 1]), "class 1 is not annotated in the second image"
+    assert np.any(np.asarray(grad)[0, :, 1])
+
+
+def test_without_background(loss):
+    """Image classification: K classes, one picture a row, no label K."""
+    plain = make_class_loss([n for n, kind in REGISTRY.items() if kind is type(loss)][0], FREQUENCIES, background=False)
+    labels = jnp.array([0, 5, 3, -1, 1])
+    logits = jax.random.normal(jax.random.key(1), (5, plain.num_logits))
+    value, grad, _ = value_grad_state(plain, logits, labels)
+    assert np.isfinite(value) and np.isfinite(grad).all() and not np.any(grad[3])
+    assert plain.scores(logits).shape == (5, K)
+
+
+# ---------------------------------------------------------------------------------------------------- by name
+def test_unknown_names_and_options():
+    with pytest.raises(ValueError, match=r"loss is 'sigmoit'; expected one of .*'sigmoid'.*did you mean 'sigmoid'"):
+        make_class_loss("sigmoit", FREQUENCIES)
+    with pytest.raises(ValueError, match="loss 'eql' has no option 'lambda'; it has background_keeps_negatives"):
+        make_class_loss("eql", FREQUENCIES, options={"lambda": 1})
+    with pytest.raises(ValueError, match="option 'background_keeps_negatives' of loss 'eql' is 1; expected bool"):
+        make_class_loss("eql", FREQUENCIES, options={"background_keeps_negatives": 1})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Halved(ClassLoss):
+    """A loss of somebody's own, for 'module:Class'."""
+
+    factor: float = 0.5
+    letters: tuple = ("r",)
+
+    def loss(self, logits, labels, state, inputs):
+        return self.factor * Eql(self.frequencies).loss(logits, labels, state, inputs)[0], state
+
+
+def test_a_loss_from_elsewhere():
+    own = make_class_loss(f"{__name__}:Halved", FREQUENCIES, options={"factor": 2, "letters": ["c"]})
+    assert own.factor == 2.0 and own.letters == ("c",) and option_defaults(Halved) == {"factor": 0.5, "letters": ("r",)}
+    logits = logits_for(own)
+    eql = make_class_loss("eql", FREQUENCIES)
+    np.testing.assert_allclose(own.loss(logits, LABELS, {}, INPUTS)[0], 2 * eql.loss(logits, LABELS, {}, INPUTS)[0])
+    with pytest.raises(ValueError, match="No module named 'nowhere'"):
+        make_class_loss("nowhere:Loss", FREQUENCIES)
+    with pytest.raises(ValueError, match="expected a subclass of eql_jax.class_losses.ClassLoss"):
+        make_class_loss("json:JSONDecoder", FREQUENCIES)
+
+
+def test_frequencies_that_are_missing_are_named():
+    bare = Eql(ClassFrequencies(K))
+    assert bare.num_logits == K  # enough for inference
+    with pytest.raises(ValueError, match="Eql needs the tail of the 6 classes"):
+        bare.loss(logits_for(bare), LABELS, {}, INPUTS)
+    with pytest.raises(ValueError, match="Eql needs the instance counts of the 6 classes"):
+        bare.counts("instance")
+    with pytest.raises(ValueError, match="counts is 'box'; expected 'image' or 'instance'"):
+        bare.counts("box")
+
+
+def test_the_example_of_the_package():
+    import doctest
+
+    found = doctest.testmod(class_losses)
+    assert found.attempted > 5 and found.failed == 0
