@@ -17,6 +17,7 @@ table { border-collapse: collapse; font-size: 13px; } td, th { padding: 2px 10px
 td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f5f6f8; }
 .row { display: grid; grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)); gap: 16px; }
 figure { margin: 0; } figure img { width: 100%; } figcaption { font-size: 13px; color: #444; }
+.chart img { width: auto; max-width: 100%; }
 .row.wide { grid-template-columns: repeat(auto-fill, minmax(560px, 1fr)); }
 pre { background: #f5f6f8; padding: 10px; overflow: auto; font-size: 13px; } svg { width: 100%; height: auto; }
 """
