@@ -76,6 +76,14 @@ class ClassLoss(abc.ABC):
         """C, the classifier's columns."""
         return self.num_classes
 
+    @property
+    def class_columns(self) -> np.ndarray | None:
+        """int [K]: the column of logits that each class has for itself; None where classes have none.
+
+        Nothing in training depends on it; whoever looks at the weights and gradients of a class does.
+        """
+        return np.arange(self.num_classes)
+
     def initial_bias(self, prior: float) -> np.ndarray:
         """float32 [C] of the classifier's bias; `prior` is the score that all classes shall start with."""
         return np.full(self.num_logits, sigmoid_bias(prior), np.float32)
