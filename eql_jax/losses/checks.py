@@ -47,7 +47,13 @@ def check_floating(name: str, x: jax.Array) -> None:
 
 
 def check_rows(
-    logits: jax.Array, labels: jax.Array, *, extra_label: bool, columns: int | None = None, columns_meaning: str = ""
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    extra_label: bool,
+    columns: int | None = None,
+    columns_meaning: str = "",
+    last_label: int | None = None,
 ) -> None:
     """Checks logits [..., R, C] and labels [..., R] of a classification loss.
 
@@ -57,6 +63,7 @@ def check_rows(
       extra_label: labels go to C, a background label without a column (sigmoid losses); else to C - 1.
       columns: the C that other arguments ask for; None: any.
       columns_meaning: where `columns` comes from, for the message.
+      last_label: the largest label, where columns do not say it.
 
     Raises:
       ValueError: dtypes or shapes do not fit; a label is out of range, or a row that counts holds a NaN, where values
@@ -70,12 +77,12 @@ def check_rows(
     if columns is not None:
         check_shape("logits", logits, (*labels.shape, columns), columns_meaning)
     last = logits.shape[-1] if extra_label else logits.shape[-1] - 1
-    check_label_values(labels, last, logits.shape)
+    check_label_values(labels, last if last_label is None else last_label, logits.shape)
     check_no_nan(logits, labels)
 
 
-def check_label_values(labels: jax.Array, last: int, logits_shape: tuple[int, ...]) -> None:
-    """Raises ValueError where a visible label is neither -1 nor 0..last."""
+def check_label_values(labels: jax.Array, last: int, shape: tuple[int, ...], of: str = "logits") -> None:
+    """Raises ValueError where a visible label is neither -1 nor 0..last; `shape` is that of the argument `of`."""
     values = values_of(labels)
     if values is None:
         return
@@ -83,7 +90,7 @@ def check_label_values(labels: jax.Array, last: int, logits_shape: tuple[int, ..
     if wrong.any():
         raise ValueError(
             f"labels{_first(wrong)} is {values[wrong][0]}; expected 0..{last}, or -1 for padding "
-            f"(labels has shape {values.shape}, logits {logits_shape})"
+            f"(labels has shape {values.shape}, {of} {shape})"
         )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from eql_jax.losses.checks import broadcast_bool, check_per_class, check_range, check_rows
-from eql_jax.losses.elementwise import divide_or_zero, loss_dtype, sigmoid_bce
+from eql_jax.losses.elementwise import divide_or_zero, loss_dtype, sigmoid_bce, softmax_ce
 
 
 def equalization_loss(
@@ -150,12 +150,10 @@ def softmax_cross_entropy_loss(
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     check_rows(logits, labels, extra_label=False)
     valid = labels >= 0
-    # Padding rows are zeroed before the exponentials so that nothing in them can reach the gradient.
-    logits = jnp.where(valid[..., None], logits.astype(loss_dtype(logits, "logits")), 0)
     target = labels[..., None] == jnp.arange(logits.shape[-1])
     if annotated_classes is not None:
         annotated = broadcast_bool("annotated_classes", annotated_classes, (*labels.shape, logits.shape[-1] - 1))
         background = jnp.ones((*labels.shape, 1), bool)
         logits = jnp.where(target | jnp.concatenate([annotated, background], axis=-1), logits, -jnp.inf)
-    total = -jnp.sum(jnp.where(target, jax.nn.log_softmax(logits, axis=-1), 0))
+    total = jnp.sum(softmax_ce(logits, target, valid))
     return divide_or_zero(total, jnp.sum(valid) if normalizer is None else normalizer)

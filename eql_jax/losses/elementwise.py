@@ -11,7 +11,7 @@ from eql_jax.losses.checks import check_floating, check_shape
 
 # sigmoid cross-entropy of this logit against target 0, and its gradient, are exactly 0 in float32 and float64. An
 # element that must not count is set to it *before* exp and log, so that not even a NaN in it reaches the gradient.
-_NO_LOSS_LOGIT = -1e4
+NO_LOSS_LOGIT = -1e4
 
 
 def loss_dtype(x: jax.Array, name: str) -> jnp.dtype:
@@ -41,9 +41,45 @@ def sigmoid_bce(logits: jax.Array, targets: jax.Array, counted: jax.Array) -> ja
     logits = logits.astype(loss_dtype(logits, "logits"))
     if targets.dtype == jnp.bool_:
         # BCE(z, 1) = BCE(-z, 0): one softplus serves both targets.
-        return _softplus(jnp.where(counted, jnp.where(targets, -logits, logits), _NO_LOSS_LOGIT))
-    x = jnp.where(counted, logits, _NO_LOSS_LOGIT)
+        return _softplus(jnp.where(counted, jnp.where(targets, -logits, logits), NO_LOSS_LOGIT))
+    x = jnp.where(counted, logits, NO_LOSS_LOGIT)
     return _softplus(x, minus=x * jnp.where(counted, targets, 0).astype(x.dtype))
+
+
+def focal_bce(logits: jax.Array, targets: jax.Array, counted: jax.Array, gamma: jax.Array | float) -> jax.Array:
+    """(1 - p_t)^gamma BCE per element, p_t the probability given to the target; 0 where not `counted`.
+
+    Args:
+      logits: float [...].
+      targets: bool [...].
+      counted: bool, broadcastable to [...].
+      gamma: not negative, broadcastable to [...].
+
+    Returns:
+      [...] float32. The power is taken in the logarithm, so its derivative is finite for every gamma and logit.
+    """
+    logits = logits.astype(loss_dtype(logits, "logits"))
+    x = jnp.where(counted, jnp.where(targets, -logits, logits), NO_LOSS_LOGIT)
+    positive = x >= 0  # see _softplus
+    small = jnp.log1p(jnp.exp(-jnp.where(positive, x, -x)))
+    log_wrong = jnp.where(positive, 0, x) - small  # log(1 - p_t)
+    return jnp.exp(gamma * log_wrong) * (jnp.where(positive, x, 0) + small)
+
+
+def softmax_ce(logits: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
+    """Softmax cross-entropy per row, 0 where not `counted`.
+
+    Args:
+      logits: float [..., C]; -inf takes a column out of the denominator.
+      targets: bool [..., C], one column per row that counts and none elsewhere.
+      counted: bool [...].
+
+    Returns:
+      [...] float32.
+    """
+    # Rows that do not count are zeroed before the exponentials so that nothing in them can reach the gradient.
+    x = jnp.where(counted[..., None], logits.astype(loss_dtype(logits, "logits")), 0)
+    return -jnp.sum(jnp.where(targets, jax.nn.log_softmax(x, axis=-1), 0), axis=-1)
 
 
 def _softplus(x: jax.Array, minus: jax.Array | float = 0.0) -> jax.Array:
