@@ -46,28 +46,82 @@ classes in `annotated_classes`.
 """
 
 from eql_jax.losses.box_losses import box_pair_regression_loss, ciou_loss, diou_loss, giou_loss
+from eql_jax.losses.calibration import LogNStatistics, adjust_logits, logn, logn_statistics, norcal
 from eql_jax.losses.classification import (
     equalization_loss,
     sigmoid_cross_entropy_loss,
     softmax_cross_entropy_loss,
 )
 from eql_jax.losses.detection import box_regression_loss, mask_loss, rpn_box_loss, rpn_objectness_loss
+from eql_jax.losses.effective_class_margin import (
+    EffectiveClassMarginState,
+    effective_class_margin_init,
+    effective_class_margin_loss,
+    effective_class_margin_scores,
+    effective_class_margins,
+)
 from eql_jax.losses.elementwise import smooth_l1
+from eql_jax.losses.eqlv2 import eqlv2_init, eqlv2_loss, eqlv2_scores, eqlv2_weights
+from eql_jax.losses.equalized_focal import equalized_focal_focusing, equalized_focal_init, equalized_focal_loss
+from eql_jax.losses.federated import federated_classes, federated_loss
+from eql_jax.losses.focal import class_balanced_loss, class_balanced_weights, focal_loss
+from eql_jax.losses.group_softmax import (
+    class_groups,
+    group_softmax_loss,
+    group_softmax_scores,
+    group_softmax_weights,
+)
+from eql_jax.losses.memory import GradientMemory
+from eql_jax.losses.seesaw import SeesawState, seesaw_init, seesaw_loss, seesaw_scores
+from eql_jax.losses.softmax_family import balanced_softmax_loss, softmax_equalization_loss
 from eql_jax.losses.tail import tail_mask_from_letters, tail_mask_from_threshold, tail_ratio, threshold_function
 
 __all__ = [
+    "EffectiveClassMarginState",
+    "GradientMemory",
+    "LogNStatistics",
+    "SeesawState",
+    "adjust_logits",
+    "balanced_softmax_loss",
     "box_pair_regression_loss",
     "box_regression_loss",
     "ciou_loss",
+    "class_balanced_loss",
+    "class_balanced_weights",
+    "class_groups",
     "diou_loss",
+    "effective_class_margin_init",
+    "effective_class_margin_loss",
+    "effective_class_margin_scores",
+    "effective_class_margins",
+    "eqlv2_init",
+    "eqlv2_loss",
+    "eqlv2_scores",
+    "eqlv2_weights",
     "equalization_loss",
+    "equalized_focal_focusing",
+    "equalized_focal_init",
+    "equalized_focal_loss",
+    "federated_classes",
+    "federated_loss",
+    "focal_loss",
     "giou_loss",
+    "group_softmax_loss",
+    "group_softmax_scores",
+    "group_softmax_weights",
+    "logn",
+    "logn_statistics",
     "mask_loss",
+    "norcal",
     "rpn_box_loss",
     "rpn_objectness_loss",
+    "seesaw_init",
+    "seesaw_loss",
+    "seesaw_scores",
     "sigmoid_cross_entropy_loss",
     "smooth_l1",
     "softmax_cross_entropy_loss",
+    "softmax_equalization_loss",
     "tail_mask_from_letters",
     "tail_mask_from_threshold",
     "tail_ratio",
