@@ -81,6 +81,16 @@ def test_extreme_logits(loss):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
+def test_columns_of_classes(loss):
+    """Where a class has a column for itself, that one raises its score and no other class's."""
+    columns = loss.class_columns
+    if columns is None:
+        return
+    assert columns.shape == (K,) and len(set(columns.tolist())) == K
+    slopes = jax.jacobian(loss.scores)(logits_for(loss)[0, 0])[:, columns]
+    assert np.all(np.diag(slopes) > 0) and np.all(slopes - np.diag(np.diag(slopes)) <= 1e-7)
+
+
 def test_scores(loss):
     """Probabilities of the K classes, and at the first bias the same for all of them."""
     scores = loss.scores(logits_for(loss))
