@@ -18,6 +18,8 @@ from pathlib import Path
 import jax
 
 from configs import base
+from configs.classification import base as classification_base
+from eql_jax.classification import run as classification
 from eql_jax.data.eval_batches import make_eval_batches
 from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.validation import AnnotationError
@@ -35,6 +37,7 @@ from eql_jax.training.inputs import load_data, load_validation
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize
+from eql_jax.training.sharding import tree_shardings
 from eql_jax.training.state import create_state
 from eql_jax.training.tail import class_frequencies, make_tail
 from eql_jax.training.train_step import make_train_step
@@ -46,8 +49,10 @@ LOG = logging.getLogger("eql_jax.train")
 
 def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     # ------------------------------------------------------------------------------------------------ config, devices
-    workdir = options.workdir
-    config = config_lib.load_config(config_source(options), overrides, base=base.get_config())
+    workdir, source = options.workdir, config_source(options)
+    if config_lib.task_of(source) == "classification":
+        return classification.run_training(source, workdir, overrides, base=classification_base.get_config())
+    config = config_lib.load_config(source, overrides, base=base.get_config())
     mesh = mesh_lib.make_mesh(config)
     mesh_lib.check_batch_sizes(config, mesh)
     check_writable(workdir)
@@ -71,7 +76,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     def initialise():
         return create_state(init_model(model, key), optimizer.transform, ema=config.optimizer.ema_decay > 0)
 
-    state = jax.jit(initialise, out_shardings=mesh_lib.replicated(mesh))()
+    state = jax.jit(initialise, out_shardings=tree_shardings(jax.eval_shape(initialise), mesh))()
     step_function = make_train_step(model, optimizer.transform, config, mesh)
 
     with Checkpoints(workdir, config, classes) as checkpoints:
@@ -138,6 +143,9 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def run_evaluation_mode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     # ------------------------------------------------------------------------------------------------ checkpoint
     found = load_for_inference(options.workdir, checkpoint=options.checkpoint or "best")
+    if config_lib.task_of(found.config) == "classification":
+        where = options.config, options.workdir, options.out
+        return classification.run_evaluation(found, *where, overrides, base=classification_base.get_config())
     config = config_lib.load_config(options.config or found.config, overrides, base=base.get_config())
     check_architecture(found.config, config, where=f"checkpoint of step {found.step} in {options.workdir}")
     mesh_lib.check_batch_sizes(config)

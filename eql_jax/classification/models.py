@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from eql_jax.class_losses import ClassLoss, LossInputs
+from eql_jax.models.box_head import BoxHead
 from eql_jax.models.layers import Conv
 from eql_jax.models.resnet import BasicBlock
 from eql_jax.ops.conv import max_pool
@@ -85,11 +86,10 @@ class ImageNetResNet(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A ResNet and a linear layer whose columns mean what the loss says.
+    """A ResNet and the linear layer of a box head, whose columns mean what the loss says.
 
     BatchNorm is live in training and takes its statistics over the global batch: under jit over a sharded batch the
-    means are global by construction. The memory of losses that have one is the variable `memory` of the collection
-    "loss_state".
+    means are global by construction. The head keeps the memory of losses that have one.
 
     Attributes:
       backbone: images [B,H,W,3] -> features [B,F].
@@ -107,18 +107,8 @@ class Classifier(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        loss, bias = self.class_loss, self.class_loss.initial_bias(self.prior)
-        self.cls_score = nn.Dense(
-            loss.num_logits,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.normal(0.01),
-            bias_init=lambda key, shape, dtype: jnp.asarray(bias, dtype),
-        )
-        # Inference has no memory and needs none; `init` and training have.
-        self.memory = None
-        if self.is_mutable_collection("loss_state") or self.has_variable("loss_state", "memory"):
-            if jax.tree.leaves(loss.init_state()):
-                self.memory = self.variable("loss_state", "memory", loss.init_state)
+        # Of a box head, the layer that predicts boxes is never called here, and so has no parameters.
+        self.head = BoxHead(self.class_loss, num_fc=0, prior=self.prior, dtype=self.dtype)
 
     def features(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         """uint8 RGB [B,H,W,3] -> float32 [B,F], what the linear layer sees."""
@@ -127,11 +117,11 @@ class Classifier(nn.Module):
 
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         """uint8 RGB [B,H,W,3] -> logits [B,C], float32."""
-        return self.cls_score(self.features(image, train=train)).astype(jnp.float32)
+        return self.head.logits(self.features(image, train=train))
 
     def scores(self, image: jax.Array) -> jax.Array:
         """uint8 RGB [B,H,W,3] -> class probabilities [B,K], float32."""
-        return self.class_loss.scores(self(image))
+        return self.head.scores(self(image))
 
     def losses(self, batch: Mapping[str, jax.Array], keys: jax.Array, loss_key: jax.Array) -> dict[str, jax.Array]:
         """The terms that `training.train_step` asks a model for: 'cls', and 'top1', the share of hits in the batch.
@@ -143,11 +133,8 @@ class Classifier(nn.Module):
         """
         del keys
         logits = self(batch["image"], train=True)
-        state = self.class_loss.init_state() if self.memory is None else self.memory.value
-        value, state = self.class_loss.loss(logits, batch["label"], state, LossInputs(key=loss_key))
-        if self.memory is not None and self.is_mutable_collection("loss_state"):
-            self.memory.value = state
-        hit = jnp.argmax(self.class_loss.scores(logits), axis=-1) == batch["label"]
+        value = self.head.classification_loss(logits, batch["label"], LossInputs(key=loss_key))
+        hit = jnp.argmax(self.head.scores(logits), axis=-1) == batch["label"]
         return {"cls": value, "top1": jnp.mean(hit.astype(jnp.float32))}
 
 

@@ -39,24 +39,32 @@ def make_tail(config: ConfigDict, *, letters: tuple[str, ...], image_counts: Arr
     image_counts = np.asarray(image_counts)
     if not class_loss_type(config.model.box_head.loss).takes_tail:
         return Tail(np.zeros(len(letters), bool), f"{config.model.box_head.loss} loss: no tail")
+    name = config.model.box_head.loss
     if eql.tail_by == "letters":
         weights = tail_mask_from_letters(letters, eql.tail_letters)
-        rule = f"letters {', '.join(eql.tail_letters)}"
-    else:
-        num_images = eql.num_images or num_images
-        if image_counts.max() > num_images:
-            raise ConfigError(
-                f"config.model.eql.num_images is {num_images}, but one class alone is in {image_counts.max()} "
-                "images; expected the number of images that config.data.frequencies counts, or 0 to take it from there"
-            )
-        weights = threshold_function(image_counts / num_images, eql.threshold, function=eql.function)
-        weights = weights > 0 if eql.function == "step" else weights
-        rule = f"f < {eql.threshold:g} of {num_images} images, {eql.function}"
+        return _summarised(weights, image_counts, f"{name.upper()} tail (letters {', '.join(eql.tail_letters)})")
+    num_images = eql.num_images or num_images
+    if image_counts.max() > num_images:
+        raise ConfigError(
+            f"config.model.eql.num_images is {num_images}, but one class alone is in {image_counts.max()} "
+            "images; expected the number of images that config.data.frequencies counts, or 0 to take it from there"
+        )
+    return threshold_tail(name, image_counts, num_images, threshold=eql.threshold, function=eql.function)
+
+
+def threshold_tail(name: str, image_counts: ArrayLike, num_images: int, *, threshold: float, function: str) -> Tail:
+    """T(f) of classes in image_counts [K] of num_images images; `name` of the loss is for the summary."""
+    image_counts = np.asarray(image_counts)
+    weights = threshold_function(image_counts / num_images, threshold, function=function)
+    weights = weights > 0 if function == "step" else weights
+    what = f"{name.upper()} tail (f < {threshold:g} of {num_images} images, {function})"
+    return _summarised(weights, image_counts, what)
+
+
+def _summarised(weights: np.ndarray, image_counts: np.ndarray, what: str) -> Tail:
     in_tail = weights > 0
     ratio = tail_ratio(image_counts, in_tail) if image_counts.any() else 0.0
-    name = config.model.box_head.loss.upper()
-    summary = f"{name} tail ({rule}): {in_tail.sum()} of {len(in_tail)} classes, tail ratio {100 * ratio:.2f} %"
-    return Tail(weights, summary)
+    return Tail(weights, f"{what}: {in_tail.sum()} of {len(in_tail)} classes, tail ratio {100 * ratio:.2f} %")
 
 
 def class_frequencies(classes: Classes, tail: Tail | None = None) -> ClassFrequencies:

@@ -1,0 +1,207 @@
+"""Trains and evaluates image classifiers: what train.py does with a config of the task 'classification'."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from eql_jax.class_losses import ClassLoss, class_loss_type, make_class_loss
+from eql_jax.classification.batches import TrainBatches, eval_batches
+from eql_jax.classification.config_checks import find_faults
+from eql_jax.classification.evaluation import (
+    Predictor,
+    accuracies,
+    count_hits,
+    format_accuracies,
+    make_predictor,
+    write_results,
+)
+from eql_jax.classification.image_set import ImageSet, classes_of, load_sets
+from eql_jax.classification.long_tail import GroupBorders
+from eql_jax.classification.models import build_classifier, init_classifier
+from eql_jax.data.images import ImageError
+from eql_jax.training import config as config_lib
+from eql_jax.training import mesh as mesh_lib
+from eql_jax.training.checkpoints import Checkpoints, InferenceModel
+from eql_jax.training.compatibility import Classes, check_architecture
+from eql_jax.training.disk import check_writable, write_atomically
+from eql_jax.training.errors import CheckpointError, UserError
+from eql_jax.training.loop import train
+from eql_jax.training.metrics import MetricWriter
+from eql_jax.training.optimizer import make_optimizer, summarize
+from eql_jax.training.state import create_state
+from eql_jax.training.tail import class_frequencies, threshold_tail
+from eql_jax.training.train_step import make_train_step
+from eql_jax.training.warm_start import init_from
+
+LOG = logging.getLogger("eql_jax.train")
+
+
+def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *, base: ConfigDict) -> None:
+    """Trains in `workdir`, or goes on there. Arguments as of `training.config.load_config`, errors as of train.py."""
+    # ------------------------------------------------------------------------------------------------ config, devices
+    config = config_lib.load_config(source, overrides, base=base, find_faults=find_faults)
+    mesh = mesh_lib.make_mesh(config)
+    mesh_lib.check_batch_sizes(config, mesh)
+    check_writable(workdir)
+    host, num_hosts = jax.process_index(), jax.process_count()
+    LOG.info("%s on %d x %s", config.name, jax.device_count(), jax.devices()[0].device_kind)
+
+    # ------------------------------------------------------------------------------------------------ data
+    sets = load_sets(config)
+    borders = group_borders(config)
+    classes = classes_of(sets.train, borders)
+    LOG.info("%s: %d images, %d classes", sets.train.where, len(sets.train), len(classes))
+    LOG.info("%s: %d images", sets.val.where, len(sets.val))
+
+    # ------------------------------------------------------------------------------------------------ model, optimizer
+    model = build_classifier(config, configured_loss(config, classes))
+    key = jax.random.key(config.seed)
+
+    def initial_variables():
+        return init_classifier(model, key, image_size=config.data.image_size)
+
+    params = jax.eval_shape(initial_variables)["params"]
+    optimizer = make_optimizer(config, params)
+    LOG.info(summarize(params, config))
+
+    def initialise():
+        return create_state(initial_variables(), optimizer.transform, ema=config.optimizer.ema_decay > 0)
+
+    state = jax.jit(initialise, out_shardings=mesh_lib.replicated(mesh))()
+    step_function = make_train_step(model, optimizer.transform, config, mesh)
+
+    with Checkpoints(workdir, config, classes) as checkpoints:
+        # -------------------------------------------------------------------------------------------- where to start
+        if checkpoints.latest_step() is not None:
+            state = checkpoints.restore(state)
+            LOG.info("going on from step %d of %s", state.step, workdir)
+        elif config.train.init_from:
+            state = init_from(state, config.train.init_from, config)
+        if host == 0:
+            write_atomically(workdir / "config.json", config_lib.to_json(config))
+            write_atomically(workdir / "versions.json", config_lib.versions_json())
+
+        # -------------------------------------------------------------------------------------------- training
+        predictor = make_predictor(model, mesh_lib.local_mesh())
+
+        def evaluate(state):
+            variables = mesh_lib.to_local_devices({"params": state.eval_params, "batch_stats": state.batch_stats})
+            return evaluate_classifier(
+                predictor, variables, sets.val, classes, config, workdir / "evaluation", step=int(state.step)
+            )
+
+        iterators = []
+
+        def make_batches(start_step):
+            iterators.append(TrainBatches(sets.train, config, start_step=start_step, host=host, num_hosts=num_hosts))
+            return iterators[-1]
+
+        with MetricWriter(workdir, config, start_step=int(state.step), enabled=host == 0) as writer:
+            result = train(
+                state=state,
+                step_function=step_function,
+                make_batches=make_batches,
+                config=config,
+                mesh=mesh,
+                checkpoints=checkpoints,
+                writer=writer,
+                schedule=optimizer.schedule,
+                evaluate=evaluate,
+            )
+    for summary in (iterator.report.summary() for iterator in iterators):
+        if summary:
+            LOG.warning("%s", summary)
+    if result.metrics:
+        LOG.info("%s", format_accuracies(result.metrics, np.asarray(classes.image_counts), borders))
+    step, command = int(result.state.step), f"python train.py --workdir={workdir}"
+    LOG.info(f"stopped at step {step}; to go on: {command}" if result.stopped else f"done: step {step} in {workdir}")
+
+
+def run_evaluation(
+    found: InferenceModel,
+    source: str | Path | None,
+    workdir: Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    *,
+    base: ConfigDict,
+) -> None:
+    """Evaluates a checkpoint of `workdir`.
+
+    Args:
+      found: the checkpoint.
+      source: of another config than the checkpoint's, or None.
+      workdir: the run's.
+      out: where results go; None: workdir/evaluation_NAME of the validation set.
+      overrides, base: as of `training.config.load_config`.
+    """
+    config = config_lib.load_config(source or found.config, overrides, base=base, find_faults=find_faults)
+    check_architecture(found.config, config, where=f"checkpoint of step {found.step} in {workdir}")
+    mesh_lib.check_batch_sizes(config)
+    val = load_sets(config, train=False).val
+    if val.labels.max() >= len(found.classes):
+        raise CheckpointError(
+            f"{val.where} has labels up to {val.labels.max()}; the checkpoint has {len(found.classes)} classes. "
+            "Evaluate on images of the set it was trained on"
+        )
+    out = out or workdir / f"evaluation_{Path(val.where).stem}"
+    check_writable(out)
+    LOG.info("step %d of %s on %s", found.step, workdir, val.where)
+    model = build_classifier(config, configured_loss(config, found.classes))
+    predictor, variables = make_predictor(model, mesh_lib.local_mesh()), mesh_lib.to_local_devices(found.variables)
+    metrics = evaluate_classifier(predictor, variables, val, found.classes, config, out, step=found.step)
+    LOG.info("%s", format_accuracies(metrics, np.asarray(found.classes.image_counts), group_borders(config)))
+    LOG.info("results are in %s", out)
+
+
+def evaluate_classifier(
+    predictor: Predictor,
+    variables: dict,
+    val: ImageSet,
+    classes: Classes,
+    config: ConfigDict,
+    out: Path,
+    *,
+    step: int,
+) -> dict[str, float]:
+    """Accuracies (see `evaluation.accuracies`) on all hosts; the first writes the files.
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+    host, num_hosts = jax.process_index(), jax.process_count()
+    batches = eval_batches(val, config, host=host, num_hosts=num_hosts)
+    try:
+        hits = count_hits(predictor, variables, batches, num_classes=len(classes), num_hosts=num_hosts)
+    except ImageError as e:
+        raise UserError(f"{e.file or val.where}: {e}; an accuracy without it would be another") from e
+    borders = group_borders(config)
+    metrics = accuracies(hits, np.asarray(classes.image_counts), borders)
+    if host == 0:
+        write_results(out, metrics, hits, classes, borders, step=step)
+    return metrics
+
+
+def configured_loss(config: ConfigDict, classes: Classes) -> ClassLoss:
+    """The loss of config.loss, given the classes' training counts and, where it asks for one, the tail."""
+    tail = None
+    if class_loss_type(config.loss.name).takes_tail:
+        tail = threshold_tail(
+            config.loss.name,
+            classes.image_counts,
+            classes.num_images,
+            threshold=config.loss.tail_threshold,
+            function=config.loss.tail_function,
+        )
+        LOG.info(tail.summary)
+    options = dict(config.loss.options)
+    return make_class_loss(config.loss.name, class_frequencies(classes, tail), background=False, options=options)
+
+
+def group_borders(config: ConfigDict) -> GroupBorders:
+    """Of config.eval."""
+    return GroupBorders(many=config.eval.many_above, few=config.eval.few_below)
