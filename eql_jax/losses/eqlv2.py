@@ -19,7 +19,6 @@ from eql_jax.losses.memory import (
     check_gradient_memory,
     empty_gradient_memory,
     gradient_ratio,
-    sum_rows,
 )
 
 _RATIO_BEFORE = 100.0  # of a class without gradients yet: its weights are 1
@@ -115,6 +114,7 @@ def eqlv2_loss(
     check_rows(logits, labels, extra_label=False, columns=columns, columns_meaning=meaning)
     check_gradient_memory(state, num_classes, logits.shape)
     state = jax.lax.stop_gradient(state)
+    logits = logits.astype(loss_dtype(logits, "logits"))
 
     positive_weight, negative_weight = eqlv2_weights(state, gamma=gamma, mu=mu, alpha=alpha)
     ones = jnp.ones(columns - num_classes, positive_weight.dtype)
@@ -129,13 +129,12 @@ def eqlv2_loss(
         objectness = jnp.ones((*labels.shape, columns - num_classes), bool)
         counted &= target | jnp.concatenate([annotated, objectness], axis=-1)
     weight = jnp.where(target, positive_weight, negative_weight)
-    total = jnp.sum(weight * sigmoid_bce(logits, target, counted))
 
-    gradient = weight * _distance(jax.lax.stop_gradient(logits), target, counted)
-    positive = sum_rows(jnp.where(target, gradient, 0))[:num_classes]
-    negative = sum_rows(jnp.where(target, 0, gradient))[:num_classes]
-    state, count = add_gradients(state, positive, negative, jnp.sum(valid, dtype=jnp.float32), axis_name)
-    return divide_or_zero(total, count if normalizer is None else normalizer), state
+    def loss_sum(logits):
+        return jnp.sum(weight * sigmoid_bce(logits, target, counted))
+
+    state, rows = add_gradients(state, loss_sum, logits, target, jnp.sum(valid), axis_name)
+    return divide_or_zero(loss_sum(logits), rows if normalizer is None else normalizer), state
 
 
 def eqlv2_scores(logits: ArrayLike) -> jax.Array:
@@ -159,9 +158,3 @@ def eqlv2_scores(logits: ArrayLike) -> jax.Array:
     background = logits[..., -1:]
     classes = jax.nn.sigmoid(logits[..., :-1]) * jax.nn.sigmoid(-background)
     return jnp.concatenate([classes, jax.nn.sigmoid(background)], axis=-1)
-
-
-def _distance(logits: jax.Array, target: jax.Array, counted: jax.Array) -> jax.Array:
-    # |sigmoid(z) - y| without cancellation, 0 where not counted, whatever is there.
-    logits = logits.astype(loss_dtype(logits, "logits"))
-    return jnp.where(counted, jax.nn.sigmoid(jnp.where(target, -logits, logits)), 0)

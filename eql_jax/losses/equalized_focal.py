@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from eql_jax.losses.checks import broadcast_bool, check_range, check_rows
-from eql_jax.losses.elementwise import divide_or_zero, loss_dtype, sigmoid_bce
+from eql_jax.losses.elementwise import divide_or_zero, focal_bce, loss_dtype
 from eql_jax.losses.memory import (
     AxisName,
     GradientMemory,
@@ -20,7 +20,6 @@ from eql_jax.losses.memory import (
     check_gradient_memory,
     empty_gradient_memory,
     gradient_ratio,
-    sum_rows,
 )
 
 
@@ -83,8 +82,7 @@ def equalized_focal_loss(
 
     Adapted: the release divides by the number of positive anchors, this by that of all rows, like the other losses
     here (`normalizer` for another number); and it accumulates the gradients after that division, this before it, which
-    is the same up to the scale of g's numerator and denominator as long as the number is the same in every step. The
-    gradient is the one of the formula, not taken by a hook.
+    gives the same g as long as that number is the same in every step.
 
     Args:
       logits: float [..., R, K], no background column; widened to float32.
@@ -128,16 +126,8 @@ def equalized_focal_loss(
     if alpha is not None:
         weight = jnp.where(target, alpha * weight, (1 - alpha) * weight)
 
-    # m = log(1 - p_t) as a log-sigmoid: its exponential neither overflows nor has an infinite slope, as (1 - p_t)^x
-    # would have where 1 - p_t is rounded to 0.
-    signed = jnp.where(counted, jnp.where(target, logits, -logits), 0)
-    cross_entropy = sigmoid_bce(logits, target, counted)  # -log p_t
-    modulation = jnp.exp(focusing * jax.nn.log_sigmoid(-signed))
-    total = jnp.sum(weight * modulation * cross_entropy)
+    def loss_sum(logits):
+        return jnp.sum(weight * focal_bce(logits, target, counted, focusing))
 
-    slope = jax.nn.sigmoid(-signed) + focusing * jax.nn.sigmoid(signed) * cross_entropy
-    gradient = jax.lax.stop_gradient(jnp.where(counted, weight * modulation * slope, 0))
-    positive = sum_rows(jnp.where(target, gradient, 0))
-    negative = sum_rows(jnp.where(target, 0, gradient))
-    state, count = add_gradients(state, positive, negative, jnp.sum(valid, dtype=jnp.float32), axis_name)
-    return divide_or_zero(total, count if normalizer is None else normalizer), state
+    state, rows = add_gradients(state, loss_sum, logits, target, jnp.sum(valid), axis_name)
+    return divide_or_zero(loss_sum(logits), rows if normalizer is None else normalizer), state

@@ -10,6 +10,7 @@ No gradient flows into or out of a state. The state is the same on all devices, 
   depend on the batch, and no gradient waits for the statistics; XLA may then merge both collectives into one.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -46,14 +47,28 @@ def gradient_ratio(memory: GradientMemory, before: float) -> jax.Array:
 
 def add_gradients(
     memory: GradientMemory,
-    positive: jax.Array,
-    negative: jax.Array,
-    count: jax.Array,
+    loss_sum: Callable[[jax.Array], jax.Array],
+    logits: jax.Array,
+    target: jax.Array,
+    rows: jax.Array,
     axis_name: AxisName | None,
 ) -> tuple[GradientMemory, jax.Array]:
-    """The memory after a step, and the rows of all devices, from this device's sums [K], [K] and [] (float)."""
-    positive, negative, count = sum_over_devices((positive, negative, count), axis_name)
-    return GradientMemory(memory.positive + positive, memory.negative + negative), count
+    """The memory after a step, and the number of rows of all devices.
+
+    Args:
+      memory: before the step.
+      loss_sum: the loss as a function of the logits, element by element, summed over this device's rows.
+      logits: float32 or float64 [..., R, C]; of C > K columns the first K are counted.
+      target: bool [..., R, C], the positives.
+      rows: int scalar, rows that count on this device.
+      axis_name: of the devices, or None.
+    """
+    num_classes = memory.positive.shape[0]
+    gradient = jnp.abs(jax.grad(loss_sum)(jax.lax.stop_gradient(logits)))
+    positive = sum_rows(jnp.where(target, gradient, 0))[:num_classes]
+    negative = sum_rows(jnp.where(target, 0, gradient))[:num_classes]
+    positive, negative, rows = sum_over_devices((positive, negative, rows.astype(jnp.float32)), axis_name)
+    return jax.lax.stop_gradient(GradientMemory(memory.positive + positive, memory.negative + negative)), rows
 
 
 def sum_over_devices(statistics: Any, axis_name: AxisName | None) -> Any:
@@ -68,8 +83,10 @@ def sum_over_devices(statistics: Any, axis_name: AxisName | None) -> Any:
 
 
 def sum_rows(x: jax.Array) -> jax.Array:
-    """[..., C] -> float32 [C], the sum over all leading axes."""
-    return jnp.sum(x, axis=tuple(range(x.ndim - 1))).astype(jnp.float32)
+    """[..., C], bool or float -> float32 [C], the sum over all leading axes."""
+    # Of bools a sum of floats as well: XLA merges collectives of one type only.
+    dtype = jnp.float32 if x.dtype == jnp.bool_ else x.dtype
+    return jnp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=dtype).astype(jnp.float32)
 
 
 def check_num_classes(num_classes: int) -> None:

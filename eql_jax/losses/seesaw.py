@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from eql_jax.losses.checks import broadcast_bool, check_label_values, check_per_class, check_range, check_rows
-from eql_jax.losses.elementwise import divide_or_zero, loss_dtype
+from eql_jax.losses.checks import broadcast_bool, check_per_class, check_range, check_rows
+from eql_jax.losses.elementwise import divide_or_zero, loss_dtype, softmax_ce
 from eql_jax.losses.memory import AxisName, check_num_classes, sum_over_devices, sum_rows
 
 
@@ -124,16 +124,14 @@ def seesaw_loss(
     if annotated_classes is not None:
         annotated = broadcast_bool("annotated_classes", annotated_classes, classes.shape)
         classes = jnp.where(target | annotated | ~foreground[..., None], classes, -jnp.inf)
-    seesaw = classes + _log_factors(jax.lax.stop_gradient(classes), target, state.samples[:num_classes], p, q, eps)
+    factors = _log_factors(jax.lax.stop_gradient(classes), target, state.samples[:num_classes], p, q, eps)
     loss = divide_or_zero(
-        -jnp.sum(jnp.where(target, jax.nn.log_softmax(seesaw, axis=-1), 0)),
+        jnp.sum(softmax_ce(classes + factors, target, foreground)),
         total_foreground if mean_over_foreground and background else count,
     )
     if background:
-        pair = jax.nn.log_softmax(jnp.where(valid[..., None], logits[..., num_classes:], 0), axis=-1)
-        is_background = labels == num_classes
-        rows = jnp.where(is_background, pair[..., 1], pair[..., 0])
-        loss += divide_or_zero(-jnp.sum(jnp.where(valid, rows, 0)), count)
+        pair = jnp.stack([foreground, labels == num_classes], axis=-1)
+        loss += divide_or_zero(jnp.sum(softmax_ce(logits[..., num_classes:], pair, valid)), count)
     return loss, state
 
 
@@ -175,8 +173,8 @@ def _check(logits: jax.Array, labels: jax.Array, state: SeesawState, num_classes
     if background:
         meaning += ", plus two columns for foreground and background"
     columns = num_classes + 2 * background
-    check_rows(logits, labels, extra_label=False, columns=columns, columns_meaning=meaning)
-    check_label_values(labels, num_classes - 1 + background, logits.shape)
+    last_label = num_classes - 1 + background
+    check_rows(logits, labels, extra_label=False, columns=columns, columns_meaning=meaning, last_label=last_label)
     samples = jnp.asarray(state.samples)
     check_per_class("state.samples", samples, num_classes + background, logits.shape, "one entry per label")
     check_range("state.samples", samples, 0)
