@@ -61,6 +61,7 @@ def make_batches(start, *, rows=8):
 def make_state(config, optimizer):
     params = {"dense": {"kernel": jnp.zeros((16, 3)), "bias": jnp.zeros(3)}, "frozen": {"kernel": jnp.ones((2, 2))}}
     variables = {"params": params, "batch_stats": {"bn": {"mean": jnp.zeros(3)}}}
+    variables["loss_state"] = {"head": {"memory": {"seen": jnp.zeros(3)}}}
     return create_state(variables, optimizer, ema=config.optimizer.ema_decay > 0)
 
 
@@ -81,6 +82,7 @@ def make_step(config, optimizer, mesh):
             step=state.step + 1,
             params=params,
             batch_stats={"bn": {"mean": mean}},
+            loss_state=jax.tree.map(lambda seen: seen + batch["y"].sum(0), state.loss_state),
             opt_state=opt_state,
             ema_params=update_ema(state.ema_params, params, decay=config.optimizer.ema_decay),
         )
