@@ -46,6 +46,11 @@ class ClassGroups:
         """K."""
         return self.group_of_class.size - self.background
 
+    @property
+    def label_columns(self) -> np.ndarray:
+        """int [L], the column of each label in its group."""
+        return self.starts[self.group_of_class] + self.label_map.max(axis=0)
+
 
 def class_groups(
     counts: ArrayLike, *, bin_split: Sequence[float] = (10, 100, 1000), background: bool = True
@@ -219,8 +224,7 @@ def group_softmax_scores(logits: ArrayLike, groups: ClassGroups) -> jax.Array:
         jax.nn.softmax(logits[..., start : start + size], axis=-1)
         for start, size in zip(groups.starts, groups.sizes, strict=True)
     ]
-    columns = groups.starts[groups.group_of_class] + groups.label_map.max(axis=0)
-    scores = jnp.concatenate(parts, axis=-1)[..., columns]
+    scores = jnp.concatenate(parts, axis=-1)[..., groups.label_columns]
     if not groups.background:
         return scores
     foreground = parts[-1][..., :1]

@@ -111,7 +111,8 @@ def test_the_score_of_an_object_rises_as_its_loss_falls(loss):
     for _ in range(50):
         logits = logits - 0.5 * step(logits, state)
     end = np.asarray(loss.scores(logits))[0, 0]
-    assert end[2] > start[2] and end[2] > 2 * np.delete(end, 2).max()
+    # Not twice the others: in group softmax the classes of other groups keep what they have.
+    assert end[2] > start[2] and end[2] > 1.5 * np.delete(end, 2).max()
 
 
 def test_annotated_classes(loss):
