@@ -20,7 +20,12 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from eql_jax.class_losses.balanced_softmax import BalancedSoftmax
+from eql_jax.class_losses.class_balanced import ClassBalanced
 from eql_jax.class_losses.eql import Eql
+from eql_jax.class_losses.federated import Federated
+from eql_jax.class_losses.focal import Focal
+from eql_jax.class_losses.group_softmax import GroupSoftmax
 from eql_jax.class_losses.protocol import (
     ClassFrequencies,
     ClassLoss,
@@ -29,6 +34,7 @@ from eql_jax.class_losses.protocol import (
     option_defaults,
     sigmoid_bias,
 )
+from eql_jax.class_losses.seql import Seql
 from eql_jax.class_losses.sigmoid import Sigmoid
 from eql_jax.class_losses.softmax import Softmax
 
@@ -45,7 +51,13 @@ __all__ = [
 ]
 
 REGISTRY: dict[str, type[ClassLoss]] = {
+    "balanced_softmax": BalancedSoftmax,
+    "class_balanced": ClassBalanced,
     "eql": Eql,
+    "federated": Federated,
+    "focal": Focal,
+    "group_softmax": GroupSoftmax,
+    "seql": Seql,
     "sigmoid": Sigmoid,
     "softmax": Softmax,
 }
