@@ -46,6 +46,7 @@ class SupershapesArgs:
     image_size: int = 128
     seed: int = 0
     difficulty: str = "normal"
+    first_class: int = 0  # of the catalogue: two sets of different shapes start at different ones
 
     def __post_init__(self):
         ranges = {
@@ -54,13 +55,24 @@ class SupershapesArgs:
             "val_images": (1, 10**7),
             "image_size": (48, 4096),
             "seed": (0, 2**63 - 1),
+            "first_class": (0, MAX_CLASSES - 20),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ValueError(f"supershapes: {name}={value!r}, expected a whole number from {low} to {high}")
+        if self.first_class + self.num_classes > MAX_CLASSES:
+            raise ValueError(
+                f"supershapes: num_classes={self.num_classes} from first_class={self.first_class} on, but there are "
+                f"{MAX_CLASSES} classes"
+            )
         if self.difficulty not in DIFFICULTIES:
             raise ValueError(f"supershapes: difficulty={self.difficulty!r}, expected one of {sorted(DIFFICULTIES)}")
+
+    def noted(self) -> dict[str, int | str]:
+        """What a data set notes of its arguments; those that came later are left out where they change nothing."""
+        values = {"version": VERSION, **asdict(self)}
+        return values if self.first_class else {k: v for k, v in values.items() if k != "first_class"}
 
 
 class SupershapesPaths(NamedTuple):
@@ -149,7 +161,7 @@ def _is_complete(out: Path, args: SupershapesArgs) -> bool:
             f"{out} exists and is no supershapes data set (no train.json or val.json written by this program): name "
             "another folder, or remove it"
         )
-    wanted = {"version": VERSION, **asdict(args)}
+    wanted = args.noted()
     if made_with != wanted:
         different = [
             f"{key} is {made_with.get(key)!r}, asked for is {wanted.get(key)!r}"
@@ -209,7 +221,8 @@ def _runs(pid: int) -> bool:
 
 
 def _make(folder: Path, args: SupershapesArgs, *, workers: int, progress: bool) -> None:
-    classes = shape_classes(args.num_classes, lookalikes=DIFFICULTIES[args.difficulty].lookalikes)
+    known = shape_classes(args.first_class + args.num_classes, lookalikes=DIFFICULTIES[args.difficulty].lookalikes)
+    classes = known[args.first_class :]
     counts = long_tail_counts(num_classes=args.num_classes, num_images=args.train_images)
     balanced = balanced_counts(num_classes=args.num_classes, num_images=args.val_images)
     rng = np.random.default_rng([args.seed, len(SPLITS)])
@@ -304,7 +317,7 @@ def _document(
         "year": 2020,
         "contributor": "eql_jax",
         "date_created": "2020-01-01 00:00:00",
-        "supershapes": {"version": VERSION, **asdict(args)},
+        "supershapes": args.noted(),
     }
     licenses = [{"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}]
     return {
@@ -344,6 +357,12 @@ def main(argv: list[str] | None = None) -> None:
         choices=sorted(DIFFICULTIES),
         default=defaults.difficulty,
         help="hard: groups of look-alikes, smaller objects, more covered, less contrast (default: %(default)s)",
+    )
+    add(
+        "--first_class",
+        type=int,
+        default=defaults.first_class,
+        help="of the catalogue of shapes; sets whose ranges do not meet have no shape in common (default: %(default)s)",
     )
     add("--workers", type=int, default=0, help="processes; 0 (default): as many as there are cores")
     flags = vars(parser.parse_args(argv))

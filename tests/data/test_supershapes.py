@@ -389,6 +389,24 @@ def test_a_folder_of_something_else_is_not_touched(made, tmp_path):
     assert ensure_supershapes(tmp_path / "empty", progress=False, **TINY).val_annotations.is_file()
 
 
+def test_sets_from_other_places_of_the_catalogue_have_no_shape_in_common(tmp_path):
+    small = TINY | {"difficulty": "hard", "progress": False, "workers": 1}
+    first = ensure_supershapes(tmp_path / "first", **small)
+    other = ensure_supershapes(tmp_path / "other", first_class=20, **small)
+    both = ensure_supershapes(tmp_path / "both", **(small | {"num_classes": 40}))
+    documents = [json.loads(paths.train_annotations.read_text()) for paths in (first, other, both)]
+    names = [[c["name"] for c in document["categories"]] for document in documents]
+    assert names[0] + names[1] == names[2]
+    assert "first_class" not in documents[0]["info"]["supershapes"]  # as sets of before have it
+    assert documents[1]["info"]["supershapes"]["first_class"] == 20
+    with pytest.raises(ValueError, match="first_class is 20, asked for is"):
+        ensure_supershapes(tmp_path / "other", **small)
+    with pytest.raises(ValueError, match="first_class=1184, expected a whole number from 0 to 1183"):
+        ensure_supershapes(tmp_path / "none", first_class=1184, **small)
+    with pytest.raises(ValueError, match="num_classes=21 from first_class=1183 on, but there are 1203"):
+        ensure_supershapes(tmp_path / "none", first_class=1183, **(small | {"num_classes": 21}))
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
@@ -399,7 +417,7 @@ def test_a_folder_of_something_else_is_not_touched(made, tmp_path):
         (dict(image_size=True), "image_size=True"),
         (dict(seed=-1), "seed=-1"),
         (dict(difficulty="easy"), r"difficulty='easy', expected one of \['hard', 'normal'\]"),
-        (dict(classes=40), "unknown argument classes; there are difficulty, image_size, num_classes"),
+        (dict(classes=40), "unknown argument classes; there are difficulty, first_class, image_size, num_classes"),
         (dict(workers=-1), "workers=-1"),
         (dict(num_classes=100, val_images=10, train_images=100), "val_images=10 images cannot hold 100 classes"),
     ],
