@@ -22,7 +22,10 @@ from typing import Any
 
 from eql_jax.class_losses.balanced_softmax import BalancedSoftmax
 from eql_jax.class_losses.class_balanced import ClassBalanced
+from eql_jax.class_losses.ecm import Ecm
+from eql_jax.class_losses.efl import Efl
 from eql_jax.class_losses.eql import Eql
+from eql_jax.class_losses.eqlv2 import Eqlv2
 from eql_jax.class_losses.federated import Federated
 from eql_jax.class_losses.focal import Focal
 from eql_jax.class_losses.group_softmax import GroupSoftmax
@@ -34,6 +37,7 @@ from eql_jax.class_losses.protocol import (
     option_defaults,
     sigmoid_bias,
 )
+from eql_jax.class_losses.seesaw import Seesaw
 from eql_jax.class_losses.seql import Seql
 from eql_jax.class_losses.sigmoid import Sigmoid
 from eql_jax.class_losses.softmax import Softmax
@@ -53,10 +57,14 @@ __all__ = [
 REGISTRY: dict[str, type[ClassLoss]] = {
     "balanced_softmax": BalancedSoftmax,
     "class_balanced": ClassBalanced,
+    "ecm": Ecm,
+    "efl": Efl,
     "eql": Eql,
+    "eqlv2": Eqlv2,
     "federated": Federated,
     "focal": Focal,
     "group_softmax": GroupSoftmax,
+    "seesaw": Seesaw,
     "seql": Seql,
     "sigmoid": Sigmoid,
     "softmax": Softmax,
