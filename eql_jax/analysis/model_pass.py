@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 
 from eql_jax.analysis.collect import Run
 from eql_jax.analysis.gradients import Findings, Probe, column_norms, own_entries, split_gradient, summarize
-from eql_jax.class_losses import ClassLoss
 from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.records import Annotations
 from eql_jax.models import MaskRCNN, build_model
@@ -82,16 +81,7 @@ def make_classifier(run: Run, stage: int) -> Classifier:
             config, letters=classes.letters, image_counts=classes.image_counts, num_images=classes.num_images
         )
         model = build_model(config, len(classes), class_frequencies(classes, tail))
-        return Classifier(model, stage, class_columns(model.class_loss))
-
-
-def class_columns(loss: ClassLoss) -> np.ndarray | None:
-    """int [K]: the column of logits that each class has for itself; None where a class has none.
-
-    It is class j's column j, unless the loss says otherwise by an attribute `class_columns`.
-    """
-    columns = getattr(loss, "class_columns", np.arange(loss.num_classes))
-    return None if columns is None else np.asarray(columns)
+        return Classifier(model, stage, model.class_loss.class_columns)
 
 
 def run_pass(

@@ -1,0 +1,73 @@
+"""The pass through a model: its parts of the gradient against jax.grad of the model's whole loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eql_jax.analysis.collect import Run
+from eql_jax.analysis.model_pass import make_classifier, make_probe
+from eql_jax.models import init_model
+from eql_jax.training.checkpoints import InferenceModel
+from eql_jax.training.compatibility import Classes
+from eql_jax.training.errors import UserError
+from eql_jax.training.train_step import image_keys
+from tests.models.test_mask_rcnn import C4, CASCADE, K, tiny_batch, tiny_config
+
+COUNTS = (900, 3, 40, 7, 250, 90, 5)
+CLASSES = Classes(tuple(range(1, K + 1)), tuple("abcdefg"), tuple("frcrfcr"), COUNTS, COUNTS, 1000)
+KINDS = {
+    "eql, C4": ({**C4, "box_head.loss": "eql"}, 0),
+    "softmax, cosine": ({"box_head.loss": "softmax", "box_head.classifier": "cosine"}, 0),
+    "sigmoid, second stage of a cascade": ({**CASCADE, "box_head.loss": "sigmoid"}, 1),
+}
+
+
+def make_run(changes):
+    """A run that was never trained; live BatchNorm is replaced by GroupNorm, which compiles faster."""
+    changes = {f"model.{k}": v for k, v in changes.items()}
+    config = tiny_config(**{"model.with_mask": False, "model.backbone.norm": "group_norm"} | changes)
+    return Run("run", "nowhere", InferenceModel(config, CLASSES, {}, {}, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_add_up_to_the_gradient_of_the_models_loss(kind):
+    changes, stage = KINDS[kind]
+    classifier = make_classifier(make_run(changes), stage)
+    model, variables = classifier.model, init_model(classifier.model, jax.random.key(0))
+    kernel = 10 * classifier.kernel(variables["params"])  # not all scores alike
+    variables = classifier.with_kernel(variables, kernel)
+    batch = tiny_batch(batch=2)
+    keys, loss_key = image_keys(0, jnp.int32(0), batch["image_id"]), jax.random.key(1)
+    term = "cls_stage1" if stage else "cls"
+
+    def whole(kernel):
+        everything = classifier.with_kernel(variables, kernel)
+        terms, _ = model.apply(everything, batch, keys, loss_key, method="losses", mutable=list(variables))
+        return terms[term], terms
+
+    def both(kernel):
+        expected, terms = jax.grad(whole, has_aux=True)(kernel)
+        return make_probe(classifier, variables, batch, keys, loss_key), expected, terms
+
+    compiled = jax.jit(both).lower(kernel).compile(compiler_options={"xla_backend_optimization_level": 0})
+    found, expected, terms = compiled(kernel)
+    foreground = (found.labels >= 0) & (found.labels < K)
+    assert foreground.sum() == terms["num_foreground_stage1" if stage else "num_foreground"] > 0
+    assert found.scores.shape == (len(found.labels), K)
+
+    # Where a class has no positives in the batch, its gradient is that of the negatives alone.
+    norms = np.linalg.norm(np.asarray(expected), axis=0)[:K]
+    present = np.bincount(found.labels[foreground], minlength=K) > 0
+    assert (~present).any() and present.any()
+    np.testing.assert_array_equal(np.asarray(found.positive) > 0, present)
+    np.testing.assert_allclose(found.negative[~present], norms[~present], rtol=2e-4, atol=1e-7)
+    # The whole lies between the difference and the sum of its parts.
+    low, high = np.abs(found.positive - found.negative), found.positive + found.negative
+    assert np.all(norms >= low - 1e-5) and np.all(norms <= high + 1e-5)
+
+
+def test_there_is_no_such_stage():
+    with pytest.raises(UserError, match="--stage is 1, but the box heads of nowhere have stages 0 to 0"):
+        make_classifier(make_run({}), 1)
