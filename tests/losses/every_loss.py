@@ -2,13 +2,15 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from eql_jax import losses
+
+BIN_SPLIT = (3, 30)  # groups of group softmax
 
 
 class Case(NamedTuple):
@@ -22,48 +24,75 @@ class Case(NamedTuple):
     last_label: int
 
 
+def known(num_classes: int) -> dict[str, np.ndarray]:
+    """What the losses know of K classes, some of each kind; `drawn` is beta of SEQL, the same for all rows."""
+    classes = np.arange(num_classes)
+    counts = 3**classes % 1009 + 1
+    return {
+        "tail": classes % 2 == 0,
+        "smooth": np.linspace(0, 1, num_classes, dtype=np.float32),
+        "drawn": classes % 3 > 0,
+        "counts": counts,
+        "in_set": classes % 3 != 2,
+        "weights": losses.class_balanced_weights(counts, 0.99),
+    }
+
+
+# {name: loss(logits, labels, known, **normalizer)}: what is known of the classes is an argument, not compiled in
+SIGMOIDS = {
+    "sigmoid": lambda z, y, k, **n: losses.sigmoid_cross_entropy_loss(z, y, **n),
+    "eql": lambda z, y, k, **n: losses.equalization_loss(z, y, k["tail"], **n),
+    "eql_smooth": lambda z, y, k, **n: losses.equalization_loss(z, y, k["smooth"], **n),
+    "focal": lambda z, y, k, **n: losses.focal_loss(z, y, **n),
+    "focal_gamma_0.5": lambda z, y, k, **n: losses.focal_loss(z, y, alpha=None, gamma=0.5, **n),
+    "class_balanced_sigmoid": lambda z, y, k, **n: losses.class_balanced_loss(z, y, k["weights"], **n),
+    "class_balanced_focal": lambda z, y, k, **n: losses.class_balanced_loss(z, y, k["weights"], kind="focal", **n),
+    "federated": lambda z, y, k, **n: losses.federated_loss(z, y, k["in_set"], **n),
+}
+SOFTMAXES = {
+    "softmax": lambda z, y, k, **n: losses.softmax_cross_entropy_loss(z, y, **n),
+    "seql": lambda z, y, k, **n: losses.softmax_equalization_loss(z, y, k["tail"], beta=k["drawn"], **n),
+    "seql_smooth": lambda z, y, k, **n: losses.softmax_equalization_loss(z, y, k["smooth"], beta=k["drawn"], **n),
+    "balanced_softmax": lambda z, y, k, **n: losses.balanced_softmax_loss(z, y, k["counts"], **n),
+    "class_balanced_softmax": lambda z, y, k, **n: losses.class_balanced_loss(z, y, k["weights"], kind="softmax", **n),
+    "class_balanced_softmax_bce": lambda z, y, k, **n: losses.class_balanced_loss(
+        z, y, k["weights"], kind="softmax_bce", **n
+    ),
+}
+
+
 @functools.cache
-def every_loss(num_classes: int) -> dict[str, Case]:
-    """{name: Case} for K classes; what the losses draw is fixed, the same for all rows."""
+def losses_of_known(num_classes: int) -> dict[str, Case]:
+    """{name: Case} of loss(logits, labels, known, **normalizer) for K classes; all but group softmax."""
     k = num_classes
-    tail = np.arange(k) % 2 == 0
-    smooth = np.linspace(0, 1, k, dtype=np.float32)
-    drawn = np.arange(k) % 3 > 0
-    counts = 3 ** np.arange(k) % 1009 + 1
-    in_set = np.arange(k) % 3 != 2
-    weights = losses.class_balanced_weights(counts, 0.99)
-    groups = losses.class_groups(counts, bin_split=(3, 30))
+    cases = {name: Case(loss, k, k) for name, loss in SIGMOIDS.items()}
+    cases |= {name: Case(loss, k, k - 1) for name, loss in SOFTMAXES.items()}
+    for name in ("softmax", "seql", "balanced_softmax", "class_balanced_softmax"):
+        cases[f"{name}_background"] = Case(SOFTMAXES[name], k + 1, k)
+    return cases
 
-    def with_options(loss, *args, **options):
-        return lambda logits, labels, normalizer=None: loss(logits, labels, *args, normalizer=normalizer, **options)
 
-    def group_softmax(logits, labels, normalizer=None):
+def group_softmax(groups: Any) -> Callable:
+    """loss(logits, labels, normalizer=None) of group softmax without a draw: all rows count in all groups."""
+
+    def loss(logits, labels, normalizer=None):
         everything = jnp.ones((groups.sizes.size, *jnp.shape(labels)), bool)
         return losses.group_softmax_loss(logits, labels, groups, sample_weight=everything, normalizer=normalizer)
 
-    sigmoids = {
-        "sigmoid": with_options(losses.sigmoid_cross_entropy_loss),
-        "eql": with_options(losses.equalization_loss, tail),
-        "eql_smooth": with_options(losses.equalization_loss, smooth),
-        "focal": with_options(losses.focal_loss),
-        "focal_gamma_0.5": with_options(losses.focal_loss, alpha=None, gamma=0.5),
-        "class_balanced_sigmoid": with_options(losses.class_balanced_loss, weights),
-        "class_balanced_focal": with_options(losses.class_balanced_loss, weights, kind="focal"),
-        "federated": with_options(losses.federated_loss, in_set),
-    }
-    softmaxes = {
-        "softmax": with_options(losses.softmax_cross_entropy_loss),
-        "seql": with_options(losses.softmax_equalization_loss, tail, beta=drawn),
-        "seql_smooth": with_options(losses.softmax_equalization_loss, smooth, beta=drawn),
-        "balanced_softmax": with_options(losses.balanced_softmax_loss, counts),
-        "class_balanced_softmax": with_options(losses.class_balanced_loss, weights, kind="softmax"),
-        "class_balanced_softmax_bce": with_options(losses.class_balanced_loss, weights, kind="softmax_bce"),
-    }
-    cases = {name: Case(loss, k, k) for name, loss in sigmoids.items()}
-    cases |= {name: Case(loss, k, k - 1) for name, loss in softmaxes.items()}
-    for name in ("seql", "balanced_softmax", "class_balanced_softmax"):
-        cases[f"{name}_background"] = Case(softmaxes[name], k + 1, k)
-    cases["group_softmax"] = Case(group_softmax, groups.num_logits, k)
+    return loss
+
+
+@functools.cache
+def every_loss(num_classes: int) -> dict[str, Case]:
+    """{name: Case} for K classes, of which is known what `known` says."""
+    about = known(num_classes)
+
+    def bound(loss):
+        return lambda logits, labels, normalizer=None: loss(logits, labels, about, normalizer=normalizer)
+
+    cases = {name: case._replace(loss=bound(case.loss)) for name, case in losses_of_known(num_classes).items()}
+    groups = losses.class_groups(about["counts"], bin_split=BIN_SPLIT)
+    cases["group_softmax"] = Case(group_softmax(groups), groups.num_logits, num_classes)
     return cases
 
 
