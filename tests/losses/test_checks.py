@@ -1,7 +1,5 @@
 """Wrong arguments of the losses: a ValueError names the argument and the shapes, where values can be seen."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,23 +7,18 @@ import pytest
 
 from eql_jax import losses
 from eql_jax.losses import checks
+from tests.losses.every_loss import every_loss
 
 R, K = 5, 4
 LABELS = np.array([0, 3, 1, -1, 2])
 TAIL = np.array([False, True, False, True])
 
-
-# name: (loss of logits and labels, number of columns, largest label)
-LOSSES = {
-    "eql": (functools.partial(losses.equalization_loss, tail_mask=TAIL), K, K),
-    "sigmoid": (losses.sigmoid_cross_entropy_loss, K, K),
-    "softmax": (losses.softmax_cross_entropy_loss, K, K - 1),
-}
+LOSSES = every_loss(K)
 each_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def logits_of(name):
-    return np.random.default_rng(0).normal(size=(R, LOSSES[name][1])).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(R, LOSSES[name].columns)).astype(np.float32)
 
 
 @each_loss
@@ -50,8 +43,8 @@ def test_nan_is_found_outside_jit_and_under_grad_but_not_in_padding(name):
     logits = logits_of(name)
     logits[3] = np.nan  # padding
     assert np.isfinite(loss(logits, LABELS))
-    logits[4, 2] = np.nan
-    expected = rf"logits\[4, 2\] is nan, in a row with label 2.*logits has shape \(5, {columns}\), labels \(5,\)"
+    logits[4] = np.nan
+    expected = rf"logits\[4, 0\] is nan, in a row with label 2.*logits has shape \(5, {columns}\), labels \(5,\)"
     for call in (loss, jax.grad(loss)):
         with pytest.raises(ValueError, match=expected):
             call(logits, LABELS)
