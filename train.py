@@ -37,6 +37,7 @@ from eql_jax.training.inputs import load_data, load_validation
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize
+from eql_jax.training.sharding import tree_shardings
 from eql_jax.training.state import create_state
 from eql_jax.training.tail import class_frequencies, make_tail
 from eql_jax.training.train_step import make_train_step
@@ -75,7 +76,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     def initialise():
         return create_state(init_model(model, key), optimizer.transform, ema=config.optimizer.ema_decay > 0)
 
-    state = jax.jit(initialise, out_shardings=mesh_lib.replicated(mesh))()
+    state = jax.jit(initialise, out_shardings=tree_shardings(jax.eval_shape(initialise), mesh))()
     step_function = make_train_step(model, optimizer.transform, config, mesh)
 
     with Checkpoints(workdir, config, classes) as checkpoints:

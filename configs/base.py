@@ -143,6 +143,9 @@ def get_config() -> ConfigDict:
     m.box_head.loss = "eql"
     # What that loss has of options, --config.model.box_head.loss_options.p=0.8 say; those of 'eql' are in model.eql
     m.box_head.loss_options = ConfigDict()
+    # The classifier gets columns until their number is a multiple of this: of mesh.model, so that they divide over its
+    # devices, or of 128. The added ones change no loss and no score. For losses with a sigmoid per class.
+    m.box_head.class_multiple = 1
     m.box_head.classifier = "linear"  # or 'cosine': directions only, as in the Seesaw paper
     m.box_head.cosine_temperature = 20.0  # factor on the cosines
     m.box_head.num_convs = 0  # 3x3 convolutions before the fully connected layers: 4 with num_fc 1 is "4conv1fc"
@@ -219,8 +222,9 @@ def get_config() -> ConfigDict:
     o.ema_decay = 0.0  # exponential moving average of the parameters, used for evaluation; 0: off
 
     # ---------------------------------------------------------------- devices
-    # Devices along each axis, -1: all that are left. Batches are spread over 'data'; nothing is sharded over 'model' so
-    # far, so devices along it repeat each other's work.
+    # Devices along each axis, -1: all that are left. Batches are spread over 'data'; the classifier, its logits and its
+    # loss are spread over 'model' by class, for large vocabularies (docs/large_vocabularies.md). In all else devices
+    # along 'model' repeat each other's work.
     c.mesh = ConfigDict(dict(data=-1, model=1))
 
     # ---------------------------------------------------------------- evaluation, logs, checkpoints

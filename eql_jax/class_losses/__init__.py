@@ -29,6 +29,7 @@ from eql_jax.class_losses.eqlv2 import Eqlv2
 from eql_jax.class_losses.federated import Federated
 from eql_jax.class_losses.focal import Focal
 from eql_jax.class_losses.group_softmax import GroupSoftmax
+from eql_jax.class_losses.padded import pad_class_loss
 from eql_jax.class_losses.protocol import (
     ClassFrequencies,
     ClassLoss,
@@ -51,6 +52,7 @@ __all__ = [
     "class_loss_type",
     "make_class_loss",
     "option_defaults",
+    "pad_class_loss",
     "sigmoid_bias",
 ]
 

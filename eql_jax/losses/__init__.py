@@ -72,6 +72,7 @@ from eql_jax.losses.group_softmax import (
     group_softmax_weights,
 )
 from eql_jax.losses.memory import GradientMemory
+from eql_jax.losses.padding import pad_classes, pad_per_class, padded_count
 from eql_jax.losses.seesaw import SeesawState, seesaw_init, seesaw_loss, seesaw_scores
 from eql_jax.losses.softmax_family import balanced_softmax_loss, softmax_equalization_loss
 from eql_jax.losses.tail import tail_mask_from_letters, tail_mask_from_threshold, tail_ratio, threshold_function
@@ -113,6 +114,9 @@ __all__ = [
     "logn_statistics",
     "mask_loss",
     "norcal",
+    "pad_classes",
+    "pad_per_class",
+    "padded_count",
     "rpn_box_loss",
     "rpn_objectness_loss",
     "seesaw_init",

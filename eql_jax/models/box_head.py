@@ -7,8 +7,9 @@ loss asks for), S pooled side, F units.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from eql_jax.class_losses import ClassFrequencies, ClassLoss, LossInputs, make_class_loss
+from eql_jax.class_losses import ClassFrequencies, ClassLoss, LossInputs, make_class_loss, pad_class_loss
 from eql_jax.models.layers import Conv, kaiming_normal, xavier_uniform
 
 
@@ -22,7 +23,8 @@ def configured_loss(config, frequencies: ClassFrequencies) -> ClassLoss:
     options = dict(h.loss_options)
     if h.loss == "eql":
         options["background_keeps_negatives"] = config.eql.background_keeps_negatives
-    return make_class_loss(h.loss, frequencies, options=options)
+    loss = make_class_loss(h.loss, frequencies, options=options)
+    return loss if h.class_multiple == 1 else pad_class_loss(loss, h.class_multiple)
 
 
 class BoxHead(nn.Module):
@@ -90,8 +92,16 @@ class BoxHead(nn.Module):
         return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [R,F] -> class logits [R,C], float32."""
-        return self.cls_score(hidden).astype(jnp.float32)
+        """hidden [..., F] -> class logits [..., C], float32.
+
+        Over a mesh with several devices on its 'model' axis each has its part of the columns; rows are by 'data'.
+        """
+        logits = self.cls_score(hidden).astype(jnp.float32)
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.shape.get("model", 1) == 1:
+            return logits
+        between = (None,) * (logits.ndim - 2)
+        return jax.lax.with_sharding_constraint(logits, P("data", *between, "model"))
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """Class logits [..., C] -> class probabilities [..., K]."""

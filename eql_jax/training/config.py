@@ -52,6 +52,7 @@ ADDED_FIELDS = {
     "model.box_head.loss_options": {},
     "model.box_head.classifier": "linear",
     "model.box_head.cosine_temperature": 20.0,
+    "model.box_head.class_multiple": 1,
     "model.box_head.num_convs": 0,
     "model.box_head.box_loss": "smooth_l1",
     "model.box_head.box_loss_beta": 0.0,

@@ -85,6 +85,7 @@ RANGES = {
     "model.roi.max_samples": (1, None),
     "model.roi.canonical_size": (1, None),
     "model.box_head.cosine_temperature": (1e-3, None),
+    "model.box_head.class_multiple": (1, None),
     "model.box_head.box_loss_beta": (0, None),
     "model.box_head.num_convs": (0, None),
     "model.box_head.conv_dim": (1, None),
@@ -298,6 +299,13 @@ def _class_loss_faults(config: ConfigDict) -> Iterator[str]:
         return
     if h.loss == "eql" and h.loss_options:
         yield f"model.box_head.loss_options is {dict(h.loss_options)}; the options of 'eql' are those of model.eql"
+        return
+    if h.class_multiple > 1 and not kind.takes_padding:
+        takes = ", ".join(repr(name) for name, loss in sorted(REGISTRY.items()) if loss.takes_padding)
+        yield (
+            f"model.box_head.class_multiple is {h.class_multiple}; expected 1 for {h.loss!r}, whose columns are not "
+            f"one sigmoid per class; others go with {takes}"
+        )
         return
     try:
         # Values are the loss's own to check; the classes are only there to have some.

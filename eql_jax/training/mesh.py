@@ -1,6 +1,7 @@
 """Devices: the mesh ('data', 'model'), where state and batches lie on it, and a thread that keeps it fed.
 
-The batch is sharded over 'data', everything else is replicated. With several hosts each gives its own rows.
+The batch is sharded over 'data', classifiers over 'model' (see `sharding`), everything else is replicated. With several
+hosts each gives its own rows.
 """
 
 import math
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from eql_jax.training.errors import ConfigError
+from eql_jax.training.sharding import gathered
 
 HOST_ONLY = ("original_size",)  # batch keys that no device reads
 
@@ -55,9 +57,9 @@ def local_mesh() -> Mesh:
 
 
 def to_local_devices(tree: Any) -> Any:
-    """A replicated (or NumPy) tree on every device of `local_mesh()`."""
+    """A tree of arrays of a training mesh (or of NumPy ones), whole on every device of `local_mesh()`."""
     if jax.process_count() > 1:
-        tree = jax.device_get(tree)
+        tree = jax.device_get(gathered(tree))
     return jax.device_put(tree, replicated(local_mesh()))
 
 

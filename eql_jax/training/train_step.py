@@ -12,9 +12,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from eql_jax.models import MaskRCNN
+from eql_jax.models import MaskRCNN, init_model
 from eql_jax.training.optimizer import update_ema
-from eql_jax.training.state import TrainState
+from eql_jax.training.sharding import tree_shardings
+from eql_jax.training.state import TrainState, create_state
 
 Metrics = dict[str, jax.Array]
 NO_IMAGE = 2**32 - 1  # the id of rows without an image, see mesh.put_batch
@@ -45,7 +46,8 @@ def make_train_step(
       model: the detector.
       optimizer: an optax transformation over state.params.
       config: the whole configuration; seed, train and optimizer.ema_decay are read.
-      mesh: axes 'data' and 'model'; the batch is sharded over the first, everything else replicated.
+      mesh: axes 'data' and 'model'; the batch is sharded over the first, classifiers over the second (see `sharding`),
+        everything else replicated.
 
     Metrics are float32 scalars: loss (the weighted sum), loss_<term> for each of LOSS_TERMS that the model has,
     grad_norm, num_positive_anchors and num_foreground; of a cascade also cls_stage0, box_stage0 and so on.
@@ -56,6 +58,7 @@ def make_train_step(
 
     Raises:
       ValueError: the batch does not divide by the devices and the accumulation.
+      ConfigError: the classifier's columns do not divide by the devices on the mesh's model axis.
     """
     parts = config.train.gradient_accumulation
     devices = mesh.shape["data"]
@@ -104,9 +107,11 @@ def make_train_step(
         return state, metrics
 
     replicated, by_image = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    jitted = jax.jit(
-        step, in_shardings=(replicated, by_image), out_shardings=(replicated, replicated), donate_argnums=0
-    )
+    placed = replicated
+    if mesh.shape["model"] > 1:
+        start = lambda: create_state(init_model(model, jax.random.key(0)), optimizer, ema=ema_decay > 0)  # noqa: E731
+        placed = tree_shardings(jax.eval_shape(start), mesh)
+    jitted = jax.jit(step, in_shardings=(placed, by_image), out_shardings=(placed, replicated), donate_argnums=0)
 
     def run_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
