@@ -48,8 +48,7 @@ class Classifier:
     def path(self) -> tuple[str, ...]:
         """Where its weights are among the parameters."""
         head = f"box_head_{self.stage}" if self.model.config.cascade.ious else "box_head"
-        linear = ("linear",) if self.model.config.box_head.classifier == "cosine" else ()
-        return (head, "cls_score", *linear, "kernel")
+        return (head, "cls_score", "kernel")
 
     def kernel(self, params: Mapping) -> Any:
         """The weights [F, C]."""
