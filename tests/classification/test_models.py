@@ -1,11 +1,12 @@
 """ResNets: published sizes, a block against NumPy, BatchNorm's statistics, and a loss with a memory."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eql_jax.class_losses import ClassFrequencies, SoftmaxClassLoss, make_class_loss
+from eql_jax.class_losses import REGISTRY, ClassFrequencies, SoftmaxClassLoss, make_class_loss
 from eql_jax.classification.models import CifarResNet, Classifier, ImageNetResNet, PaddedBlock, init_classifier
 
 
@@ -127,3 +128,45 @@ def test_memory_of_a_loss_goes_on(tiny):
         assert seen == 4 * step
     # Without the memory it predicts all the same.
     model.apply({k: variables[k] for k in ("params", "batch_stats")}, batch["image"], method="scores")
+
+
+class MeanColour(nn.Module):
+    """The shortest backbone: [B,H,W,3] -> [B,3]."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return jnp.mean(x, axis=(1, 2))
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_loss_classifies(name):
+    """One step of each on six images of six classes without background: finite, and scores are one for each class."""
+    counts = np.array([1, 5, 20, 100, 400, 2000])
+    frequencies = ClassFrequencies(6, tuple("rrccff"), counts, counts, int(counts.sum()), counts < 50)
+    model = Classifier(
+        MeanColour(), make_class_loss(name, frequencies, background=False), 0.01, (100.0,) * 3, (50.0,) * 3
+    )
+    variables = init_classifier(model, jax.random.key(0), image_size=8)
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    memory = {k: variables[k] for k in ("batch_stats", "loss_state")}
+
+    @jax.jit
+    def step(params):
+        def loss(params):
+            batch = {"image": image, "label": jnp.arange(6)}
+            key = jax.random.key(1)
+            terms, updates = model.apply(
+                {"params": params, **memory}, batch, None, key, method="losses", mutable=list(memory)
+            )
+            return terms["cls"], updates
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (value, updates), gradient = step(variables["params"])
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    assert any(np.any(g) for g in jax.tree.leaves(gradient))
+    before, after = jax.tree.leaves(variables["loss_state"]), jax.tree.leaves(updates["loss_state"])
+    assert len(before) == len(after)
+    assert not before or any(np.any(a != b) for a, b in zip(before, after, strict=True))
+    scores = model.apply({k: variables[k] for k in ("params", "batch_stats")}, image, method="scores")
+    assert scores.shape == (6, 6) and ((scores >= 0) & (scores <= 1)).all()
