@@ -1,5 +1,7 @@
 """The pass through a model: its parts of the gradient against jax.grad of the model's whole loss."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +75,13 @@ def test_parts_add_up_to_the_gradient_of_the_models_loss(kind):
 def test_there_is_no_such_stage():
     with pytest.raises(UserError, match="--stage is 1, but the box heads of nowhere have stages 0 to 0"):
         make_classifier(make_run({}), 1)
+
+
+def test_weight_norms_by_hand():
+    """Of the classes' columns alone; a loss without such columns has none."""
+    classifier = make_classifier(make_run({"box_head.loss": "softmax"}), 0)
+    kernel = np.zeros((2, K + 1), np.float32)
+    kernel[:, 0], kernel[:, 6], kernel[:, K] = (3, 4), (0, 2), (9, 9)
+    params = {"box_head": {"cls_score": {"kernel": kernel}}}
+    np.testing.assert_allclose(classifier.weight_norms(params), [5, 0, 0, 0, 0, 0, 2])
+    assert dataclasses.replace(classifier, columns=None).weight_norms(params) is None
