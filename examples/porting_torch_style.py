@@ -98,9 +98,8 @@ def train_eql(steps: int = 100) -> Network:
 
 
 def train_eqlv2(steps: int = 100):
-    bias = np.full(NUM_CLASSES + 1, sigmoid_bias(0.001), np.float32)  # a column more: objectness, see eqlv2_loss
-    bias[-1] = 0
-    network = Network(32, 64, bias=bias)
+    # A column more, for objectness: see eqlv2_loss.
+    network = Network(32, 64, bias=np.full(NUM_CLASSES + 1, sigmoid_bias(0.001), np.float32))
     optimizer = Momentum(network, lr=0.05)
     loss_and_grad = jax.jit(jax.value_and_grad(eqlv2, has_aux=True))
     memory = eqlv2_init(NUM_CLASSES)
