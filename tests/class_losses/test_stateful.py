@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eql_jax import losses
-from eql_jax.class_losses import ClassFrequencies, LossInputs, make_class_loss
+from eql_jax.class_losses import ClassFrequencies, LossInputs, make_class_loss, pad_class_loss
 
 K = 6
 COUNTS = np.array([900, 3, 40, 7, 250, 90])
@@ -100,6 +100,26 @@ def test_counts_are_asked_for_where_they_are_needed():
         ecm.loss(logits_of(K + 1), LABELS, {}, LossInputs())
     counting = make_class_loss("ecm", ClassFrequencies(K), options={"count_samples": True})
     jax.jit(counting.loss)(logits_of(K + 1), LABELS, counting.init_state(), LossInputs())
+
+
+def test_padded_focal():
+    """Columns for classes that there are not, in loss, gradient and memory."""
+    plain = make_class_loss("efl", FREQUENCIES)
+    padded = pad_class_loss(plain, 4)
+    assert padded.num_logits == 8
+    logits = logits_of(8)
+    state, padded_state = plain.init_state(), padded.init_state()
+    plain_step, padded_step = (jax.jit(jax.value_and_grad(loss.loss, has_aux=True)) for loss in (plain, padded))
+    for _ in range(2):
+        (value, state), grad = plain_step(logits[..., :K], LABELS, state, LossInputs())
+        (same, padded_state), same_grad = padded_step(logits, LABELS, padded_state, LossInputs())
+        np.testing.assert_allclose(same, value, rtol=1e-6)
+        np.testing.assert_allclose(same_grad[..., :K], grad, rtol=1e-6, atol=1e-8)
+        assert not np.any(same_grad[..., K:])
+        for name, x in state.items():
+            np.testing.assert_allclose(padded_state[name], np.append(x, [0, 0]), rtol=1e-6)
+    with pytest.raises(ValueError, match="Eqlv2 with 6 classes and 7 columns cannot be given further columns"):
+        pad_class_loss(make_class_loss("eqlv2", FREQUENCIES), 4)
 
 
 @pytest.mark.parametrize(
