@@ -11,14 +11,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from configs import base
 from eql_jax.training import config as config_lib
+from eql_jax.training.checkpoints import Checkpoints, load_for_inference
 from eql_jax.training.errors import ConfigError
-from eql_jax.training.sharding import partition_spec, tree_shardings
+from eql_jax.training.mesh import to_local_devices
+from eql_jax.training.sharding import gathered, partition_spec, tree_shardings
+from eql_jax.training.state import create_state
+from tests.training import toy
 from tests.training.sharded_classes import ROWS, UNITS
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +94,32 @@ def test_training_steps_of_a_detector_over_both_axes():
     assert set(many["collectives"]) == {"all-reduce"}  # images and logits stay where they are
 
 
+def test_checkpoints_and_evaluation_of_a_spread_classifier(tmp_path):
+    """A restored state lies where it lay; evaluation has all of it on every device."""
+    rng = np.random.default_rng(0)
+    params = {
+        "box_head": {"cls_score": {"kernel": rng.random((4, 8), np.float32), "bias": rng.random(8, np.float32)}},
+        "backbone": {"kernel": rng.random((3, 2), np.float32)},
+    }
+    state = create_state({"params": params}, optax.adam(0.1), ema=True)
+    state = jax.device_put(state, tree_shardings(state, mesh(2, 2)))
+    config = toy.make_config()
+    with Checkpoints(tmp_path, config, toy.CLASSES) as checkpoints:
+        checkpoints.save(state)
+    blank = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x), x.sharding), state)
+    with Checkpoints(tmp_path, config, toy.CLASSES) as checkpoints:
+        restored = checkpoints.restore(blank)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert a.sharding == b.sharding
+        np.testing.assert_array_equal(a, b)
+    spread = [x for x in jax.tree.leaves(restored) if not x.is_fully_replicated]
+    assert len(spread) == 8  # kernel and bias of parameters, average and both moments
+    for tree in (load_for_inference(tmp_path).params, to_local_devices(restored.eval_params), gathered(state.params)):
+        kernel = tree["box_head"]["cls_score"]["kernel"]
+        np.testing.assert_array_equal(kernel, params["box_head"]["cls_score"]["kernel"])
+        assert isinstance(kernel, np.ndarray) or kernel.is_fully_replicated
+
+
 # ---------------------------------------------------------------- rules and faults
 
 
@@ -102,7 +133,7 @@ def test_rules():
 
 def mesh(data, model):
     devices = np.array(jax.devices()[: data * model]).reshape(data, model)
-    return Mesh(devices, ("data", "model"))
+    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def test_shardings_of_a_tree():
