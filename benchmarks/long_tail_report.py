@@ -1,0 +1,123 @@
+"""Tables and plots of a long-tail study: means and spreads over seeds of what its runs reached.
+
+A row is a finished run: {'arm': .., 'seed': .., 'steps': .., 'bbox/AP': .., ...}, APs as shares of 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from benchmarks.long_tail_arms import ARMS, SWEEP, paper_tail_ratio
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GROUPS = ("AP", "APr", "APc", "APf")
+TYPES = {"bbox": "boxes", "segm": "masks"}
+METRICS = tuple(f"{kind}/{group}" for kind in TYPES for group in GROUPS)
+COSTS = ("seconds", "cpu_seconds", "from_step")
+COLORS = {"AP": "#3c4048", "APr": "#c8402f", "APc": "#d1a10f", "APf": "#1f5fbf"}
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (of the sample; 0 of a single value) over seeds, in percent, and how many seeds."""
+
+    mean: float
+    deviation: float
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.deviation:.1f}" if self.seeds > 1 else f"{self.mean:.1f}"
+
+
+def spreads(rows: Sequence[Mapping]) -> dict[str, dict[str, Spread]]:
+    """{arm: {metric: Spread}}, arms in the order of ARMS."""
+    found = {}
+    for arm in ARMS:
+        own = [row for row in rows if row["arm"] == arm]
+        if own:
+            found[arm] = {key: _spread([100 * row[key] for row in own]) for key in METRICS}
+    return found
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+
+def write_report(out: Path, rows: Sequence[Mapping]) -> None:
+    """Writes results.csv, table.md, groups.png and, with arms of the sweep, sweep.png into `out`."""
+    found = spreads(rows)
+    with (out / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ("arm", "seed", "steps", *METRICS, *COSTS), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    (out / "table.md").write_text(markdown(found), encoding="utf-8")
+    if found:
+        draw_groups(found, out / "groups.png")
+    if len([arm for arm in SWEEP if arm in found]) > 1:
+        draw_sweep(found, out / "sweep.png")
+
+
+def markdown(found: Mapping[str, Mapping[str, Spread]]) -> str:
+    """A table with a line for each arm: mean ± standard deviation over seeds, percent."""
+    head = ["arm", "seeds", *(f"{TYPES[kind]} {group}" for kind in TYPES for group in GROUPS)]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    for arm, values in found.items():
+        seeds = next(iter(values.values())).seeds
+        lines.append(" | ".join([ARMS[arm].title, str(seeds), *(str(values[key]) for key in METRICS)]))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------------- plots
+def draw_groups(found: Mapping[str, Mapping[str, Spread]], path: Path) -> None:
+    """AP of all, rare, common and frequent classes of every arm, with the spread of seeds; boxes and masks."""
+
+    def panel(ax: Axes, kind: str) -> None:
+        for i, group in enumerate(GROUPS):
+            at = [n + (i - 1.5) * 0.2 for n in range(len(found))]
+            values = [one[f"{kind}/{group}"] for one in found.values()]
+            options = {"yerr": [v.deviation for v in values], "capsize": 2, "error_kw": {"linewidth": 0.8}}
+            ax.bar(at, [v.mean for v in values], 0.18, color=COLORS[group], label=group, **options)
+        ax.set_xticks(range(len(found)), [ARMS[arm].title for arm in found], rotation=30, ha="right")
+
+    _draw(panel, path, width=max(6.0, 1.1 * len(found)))
+
+
+def draw_sweep(found: Mapping[str, Mapping[str, Spread]], path: Path) -> None:
+    """AP of EQL against the tail ratio of its threshold; ratio 0 is the sigmoid loss."""
+    arms = [arm for arm in SWEEP if arm in found]
+    ratios = [100 * paper_tail_ratio(ARMS[arm].paper_lambda) for arm in arms]
+
+    def panel(ax: Axes, kind: str) -> None:
+        for group in GROUPS:
+            values = [found[arm][f"{kind}/{group}"] for arm in arms]
+            options = {"yerr": [v.deviation for v in values], "capsize": 2, "linewidth": 1.5, "markersize": 4}
+            ax.errorbar(ratios, [v.mean for v in values], marker="o", color=COLORS[group], label=group, **options)
+        ax.set_xlabel("tail ratio of the paper's lambda on LVIS v0.5, %")
+
+    _draw(panel, path, width=6.0)
+
+
+def _draw(panel, path: Path, *, width: float) -> None:
+    """A figure with a panel for boxes and one for masks below it; matplotlib is imported here."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, (kind, title) in zip(figure.subplots(2, 1, sharex=True), TYPES.items(), strict=True):
+        panel(ax, kind)
+        ax.set_title(title, loc="left", fontsize=10)
+        ax.set_ylabel("AP, %")
+        ax.set_ylim(bottom=0)
+        ax.grid(color="#e4e6ea", linewidth=0.7, axis="y")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(ncols=4, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0.2, 1.12))
+    for ax in figure.axes[:-1]:
+        ax.set_xlabel("")
+    figure.savefig(path, dpi=90)

@@ -1,0 +1,180 @@
+"""The study's arms, its way through a tiny run, and its tables."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import long_tail_study
+from benchmarks.long_tail_arms import (
+    ARMS,
+    GROUPS,
+    PAPER_LAMBDA,
+    SWEEP,
+    TINY,
+    Scale,
+    arm_config,
+    base_config,
+    other_shapes,
+    paper_tail_ratio,
+    start_config,
+    threshold_like,
+)
+from benchmarks.long_tail_report import METRICS, markdown, spreads, write_report
+from configs import base
+from eql_jax.class_losses import REGISTRY
+from eql_jax.data.shapes.plan import long_tail_counts
+from eql_jax.losses import tail_ratio
+from eql_jax.training.checkpoints import load_for_inference
+from eql_jax.training.compatibility import flatten
+from eql_jax.training.config import differences, load_config
+from eql_jax.training.errors import CheckpointError
+
+COUNTS = long_tail_counts(num_classes=Scale().classes, num_images=Scale().train_images)
+
+
+def config_of(name, tmp_path, seed=0):
+    n = Scale().train_images
+    return arm_config(name, seed, scale=Scale(), out=tmp_path, image_counts=COUNTS, num_images=n)
+
+
+# ---------------------------------------------------------------------------------------------------- arms
+def test_tail_ratios_are_those_of_the_paper():
+    assert 100 * paper_tail_ratio(PAPER_LAMBDA) == pytest.approx(9.08, abs=0.02)
+    assert paper_tail_ratio(0) == 0
+
+
+@pytest.mark.parametrize("value", [0.176e-3, 0.5e-3, PAPER_LAMBDA, 5e-3])
+def test_thresholds_have_the_nearest_tail_ratio(value):
+    """Against all thresholds there are, by hand."""
+    found = threshold_like(value, COUNTS, 4000)
+    ratios = {n: COUNTS[COUNTS <= n].sum() / COUNTS.sum() for n in set(COUNTS.tolist())}
+    nearest = min(ratios, key=lambda n: abs(ratios[n] - paper_tail_ratio(value)))
+    np.testing.assert_array_equal(COUNTS / 4000 < found, COUNTS <= nearest)
+
+
+def test_the_papers_choice_takes_rare_and_common_classes():
+    tail = COUNTS / 4000 < threshold_like(PAPER_LAMBDA, COUNTS, 4000)
+    np.testing.assert_array_equal(tail, COUNTS <= 100)
+    assert 100 * tail_ratio(COUNTS, tail) == pytest.approx(9, abs=0.3)
+
+
+def test_tails_of_the_sweep_grow(tmp_path):
+    thresholds = [config_of(name, tmp_path).model.eql.threshold for name in SWEEP if name != "sigmoid"]
+    assert len(thresholds) == 8 and thresholds == sorted(set(thresholds))
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_configs_are_sound_and_differ_in_the_arm_alone(name, tmp_path):
+    config, other = load_config(config_of(name, tmp_path), base=base.get_config()), config_of("sigmoid", tmp_path)
+    assert config.model.box_head.loss in REGISTRY
+    allowed = {"name", "model.box_head.loss", "model.eql.threshold", "model.eql.background_keeps_negatives"}
+    assert differences(other, config).keys() <= allowed | {"data.sampler", "data.repeat_threshold"}
+    assert differences(config, config_of(name, tmp_path, seed=1)).keys() == {"name", "seed"}
+
+
+def test_groups_name_arms():
+    assert {arm for group in GROUPS.values() for arm in group} == ARMS.keys()
+
+
+def test_the_start_sees_other_shapes_and_has_the_same_network(tmp_path):
+    start, arm = start_config(Scale(), tmp_path), base_config(Scale(), tmp_path)
+    load_config(start, base=base.get_config())
+    assert {k for k in differences(arm, start) if k.startswith("model.")} == {"model.box_head.loss"}
+    other = other_shapes(Scale(), tmp_path)
+    assert other["first_class"] == Scale().classes
+    assert other["num_classes"] not in (Scale().classes, Scale().classes + 1)  # the classifier never fits
+
+
+# ---------------------------------------------------------------------------------------------------- running
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert long_tail_study.main(["--out", str(out), "--tiny", "--arms", "eql", "--seeds", "0"]) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_a_tiny_study_writes_tables_and_plots(study):
+    row = json.loads((study / "results.jsonl").read_text())
+    assert (row["arm"], row["seed"], row["steps"], row["from_step"]) == ("eql", 0, TINY.steps, 0)
+    assert all(0 <= row[key] <= 1 or row[key] == -1 for key in METRICS)
+    assert row["cpu_seconds"] > 0
+    with (study / "results.csv").open() as file:
+        assert [r["arm"] for r in csv.DictReader(file)] == ["eql"]
+    assert "| EQL | 1 |" in (study / "table.md").read_text()
+    assert (study / "groups.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_runs_start_from_the_shared_checkpoint_but_for_the_classifier(study):
+    start, run = (load_for_inference(study / name) for name in ("start", "runs/eql/0"))
+    assert not set(start.classes.names) & set(run.classes.names)
+    before, after = flatten(start.variables), flatten(run.variables)
+    differ = {k for k in before.keys() & after.keys() if before[k].shape != after[k].shape}
+    assert differ == {"params/box_head/cls_score/kernel", "params/box_head/cls_score/bias"}
+    frozen = [k for k in before if k.startswith(("params/backbone", "batch_stats/backbone"))]
+    assert frozen and all((before[k] == after[k]).all() for k in frozen)
+
+
+@pytest.mark.slow
+def test_finished_runs_are_not_done_again(study, monkeypatch, capsys):
+    monkeypatch.setattr(long_tail_study, "execute", lambda *_: pytest.fail("ran again"))
+    before = (study / "results.jsonl").read_text()
+    words = ["--out", str(study), "--tiny", "--arms", "eql", "--seeds", "0"]
+    assert long_tail_study.main(words) == 0
+    assert (study / "results.jsonl").read_text() == before
+    assert long_tail_study.main([*words, "--steps", "9"]) == 2
+    assert f"steps is {TINY.steps}, asked for is 9" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_start_that_knows_the_classes_is_refused(study):
+    tiny = long_tail_study.Study(study, TINY)
+
+    class Known(long_tail_study.Study):
+        start = study / "runs" / "eql" / "0"
+
+    with pytest.raises(CheckpointError, match="was trained on 20 classes of the study"):
+        Known(study, TINY).prepare()
+    assert len(tiny.prepare().names) == TINY.classes
+
+
+def test_a_stopped_run_is_no_result(tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise long_tail_study.Stopped
+
+    monkeypatch.setattr(long_tail_study.Study, "prepare", stopped)
+    assert long_tail_study.main(["--out", str(tmp_path), "--tiny"]) == 0
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- reports
+def rows(arm, *values):
+    return [{"arm": arm, "seed": i, "steps": 1, **dict.fromkeys(METRICS, v)} for i, v in enumerate(values)]
+
+
+def test_mean_and_spread_by_hand(tmp_path):
+    found = spreads([*rows("eql", 0.1, 0.2, 0.3), *rows("sigmoid", 0.5)])
+    assert list(found) == ["sigmoid", "eql"]  # the order of ARMS
+    assert str(found["eql"]["bbox/APr"]) == "20.0 ± 10.0"
+    assert str(found["sigmoid"]["segm/AP"]) == "50.0"
+    lines = markdown(found).splitlines()
+    assert lines[0].startswith("| arm | seeds | boxes AP | boxes APr") and lines[3].startswith(
+        "| EQL | 3 | 20.0 ± 10.0 |"
+    )
+    write_report(tmp_path, [*rows("eql", 0.1, 0.2), *rows("sigmoid", 0.1)])
+    assert {p.name for p in tmp_path.iterdir()} == {"results.csv", "table.md", "groups.png", "sweep.png"}
+
+
+def test_a_study_without_results_has_an_empty_table(tmp_path):
+    write_report(tmp_path, [])
+    assert (tmp_path / "table.md").read_text().count("\n") == 2
+
+
+def test_unknown_arms_are_named(capsys):
+    with pytest.raises(SystemExit):
+        long_tail_study.main(["--out", "x", "--arms", "sigmod"])
+    assert "no arm or group sigmod" in capsys.readouterr().err
