@@ -72,6 +72,22 @@ def test_parts_add_up_to_the_gradient_of_the_models_loss(kind):
     assert np.all(norms >= low - 1e-5) and np.all(norms <= high + 1e-5)
 
 
+@pytest.mark.parametrize("loss", ["seesaw", "group_softmax", "seql"])
+def test_losses_with_memory_or_columns_or_draws_of_their_own(loss):
+    """Traced, not run: the shapes of what a batch shows."""
+    classifier = make_classifier(make_run({"box_head.loss": loss, "eql.num_images": 0}), 0)
+    variables = jax.eval_shape(lambda: init_model(classifier.model, jax.random.key(0)))
+    batch = tiny_batch(batch=1)
+
+    def probe(variables):
+        keys = image_keys(0, jnp.int32(0), batch["image_id"])
+        return make_probe(classifier, variables, batch, keys, jax.random.key(1))
+
+    found = jax.eval_shape(probe, variables)
+    assert found.scores.shape == (*found.labels.shape, K)
+    assert found.positive.shape == found.negative.shape == (K,)
+
+
 def test_there_is_no_such_stage():
     with pytest.raises(UserError, match="--stage is 1, but the box heads of nowhere have stages 0 to 0"):
         make_classifier(make_run({}), 1)
