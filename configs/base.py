@@ -223,7 +223,7 @@ def get_config() -> ConfigDict:
 
     # ---------------------------------------------------------------- devices
     # Devices along each axis, -1: all that are left. Batches are spread over 'data'; the classifier, its logits and its
-    # loss are spread over 'model' by class, for large vocabularies (docs/large_vocabularies.md). In all else devices
+    # loss are spread over 'model' by class, for large vocabularies (docs/performance.md). In all else devices
     # along 'model' repeat each other's work.
     c.mesh = ConfigDict(dict(data=-1, model=1))
 
