@@ -6,7 +6,8 @@ No gradient flows into or out of a state. The state is the same on all devices, 
 - Under jit over a mesh, with the rows sharded, every sum runs over the global batch already. Nothing is to be done.
 - Inside shard_map or pmap each device sees its own rows. With `axis_name` all statistics of a step are summed over
   that axis in one collective. The loss returned there is the device's share: the sum of all shares (`jax.lax.psum`) is
-  the loss of the global batch, and the sum of the shares' gradients its gradient. Give a `normalizer` that does not
+  the loss of the global batch, and the sum of the shares' gradients its gradient (which shard_map's `check_vma`, on by
+  default, has taken already for parameters that are the same on all devices). Give a `normalizer` that does not
   depend on the batch, and no gradient waits for the statistics; XLA may then merge both collectives into one.
 """
 
