@@ -239,6 +239,7 @@ def _detectron2_settings(m: ConfigDict, num_classes: int, channels: str) -> list
             f"MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS {[[w, w, w / 2, w / 2] for w in m.cascade.box_weights]}",
         ]
     lines.append(f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG {h.class_agnostic_boxes}")
+    lines.append(f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE {h.box_loss!r}, SMOOTH_L1_BETA {h.box_loss_beta}")
     if h.num_convs and not c4:
         lines += [
             f"MODEL.ROI_BOX_HEAD.NUM_CONV {h.num_convs}, CONV_DIM {h.conv_dim}, NORM {_NORM_NAMES[h.norm]!r}",

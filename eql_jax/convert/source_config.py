@@ -209,6 +209,10 @@ def read_source_config(path: str | Path) -> SourceConfig:
     sigmoid = bool(flat.get("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"))
     values = _derived(flat, architecture, heads)
     values["model.box_head.loss"] = "sigmoid" if sigmoid else heads.loss
+    # Older versions have smooth L1 alone and no key for it.
+    values["model.box_head.box_loss"] = kind = flat.get("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "smooth_l1")
+    beta = flat.get("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.0)
+    values["model.box_head.box_loss_beta"] = float(beta) if kind == "smooth_l1" else 0.0
     settings |= {field: Setting(value, f"{path.name}") for field, value in values.items()}
     return SourceConfig(settings, int(flat["MODEL.ROI_HEADS.NUM_CLASSES"]), sigmoid)
 

@@ -33,6 +33,27 @@ def test_source_config_is_read():
 
 
 @pytest.mark.parametrize(
+    ("given", "kind", "beta"),
+    [
+        ({"BBOX_REG_LOSS_TYPE": "giou", "SMOOTH_L1_BETA": 0.5}, "giou", 0.0),  # which has no beta
+        ({"BBOX_REG_LOSS_TYPE": "smooth_l1", "SMOOTH_L1_BETA": 0.5}, "smooth_l1", 0.5),
+        ({}, "smooth_l1", 0.0),
+    ],
+)
+def test_the_loss_of_boxes(tmp_path, given, kind, beta):
+    content = yaml.safe_load(CONFIG.read_text())
+    head = content["MODEL"]["ROI_BOX_HEAD"]
+    for key in ("BBOX_REG_LOSS_TYPE", "SMOOTH_L1_BETA"):
+        del head[key]
+    head.update(given)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    settings = read_source_config(path).settings
+    assert settings["model.box_head.box_loss"].value == kind
+    assert settings["model.box_head.box_loss_beta"].value == beta
+
+
+@pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("MODEL.RESNETS.RES5_DILATION", 2, r"MODEL\.RESNETS\.RES5_DILATION is 2; expected 1"),
