@@ -61,6 +61,8 @@ class ClassLoss(abc.ABC):
     background: bool = True
     _: dataclasses.KW_ONLY
 
+    # Whether the scores of a row's classes and of background add up to 1, as those of a softmax do
+    exclusive_scores: ClassVar[bool] = False
     takes_annotated: ClassVar[bool] = False  # whether `loss` reads LossInputs.annotated
     takes_tail: ClassVar[bool] = False  # whether it reads ClassFrequencies.tail
     # Whether each class has a sigmoid of its own, so that columns of classes without objects can be added at the end
@@ -133,6 +135,8 @@ class ClassLoss(abc.ABC):
 @dataclasses.dataclass(frozen=True, eq=False)
 class SoftmaxClassLoss(ClassLoss):
     """Base of losses with one softmax over K + 1 columns, background last (K columns without background)."""
+
+    exclusive_scores = True
 
     @property
     def num_logits(self) -> int:

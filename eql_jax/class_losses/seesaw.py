@@ -24,6 +24,7 @@ class Seesaw(ClassLoss):
     eps: float = 0.01
     mean_over_foreground: bool = False
 
+    exclusive_scores = True
     takes_annotated = True
 
     def __post_init__(self) -> None:

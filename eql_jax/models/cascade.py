@@ -78,7 +78,8 @@ class CascadeMaskRCNN(MaskRCNN):
             if stage + 1 < len(self.box_heads):
                 refined = self.refine(stage, boxes, deltas, image_size)
                 boxes = jnp.where(jnp.isfinite(refined), refined, 0)
-        return BoxOutputs(total / len(self.box_heads), deltas[:, :, None], boxes)
+        scores = self.calibrated(total / len(self.box_heads))
+        return BoxOutputs(scores, deltas[:, :, None], boxes)
 
     def roi_losses(
         self,

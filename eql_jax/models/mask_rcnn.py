@@ -183,7 +183,8 @@ class MaskRCNN(ProposalNetwork):
         """Scores and deltas of proposals [B,P,4]."""
         del image_size  # for heads that make boxes of boxes
         hidden = self.box_hidden(pyramid, boxes)
-        scores = self.box_head.scores(self.box_head.logits(hidden)).reshape(*boxes.shape[:2], -1)
+        scores = self.calibrated(self.box_head.scores(self.box_head.logits(hidden)))
+        scores = scores.reshape(*boxes.shape[:2], -1)
         return BoxOutputs(scores, self.box_head.all_deltas(hidden).reshape(*boxes.shape[:2], -1, 4), boxes)
 
     def mask_logits(
@@ -191,6 +192,18 @@ class MaskRCNN(ProposalNetwork):
     ) -> jax.Array:
         """Boxes [B,R,4] with their classes [B*R] (0..K-1) -> mask logits [B*R,M,M]."""
         return self.mask_head(self.pool(pyramid, boxes, self.config.mask_head.pool_size), classes, train=train)
+
+    def calibrated(self, scores: jax.Array) -> jax.Array:
+        """Scores [..., K] after config.test.norcal_gamma, which 0 leaves alone.
+
+        Raises:
+          ValueError: the training counts of the classes are not known.
+        """
+        gamma = self.config.test.norcal_gamma
+        if gamma == 0:
+            return scores
+        loss = self.class_loss
+        return losses.norcal(scores, loss.counts("image"), gamma=gamma, sigmoid=not loss.exclusive_scores)
 
     # ------------------------------------------------------------------ training
 

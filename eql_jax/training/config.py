@@ -60,6 +60,7 @@ ADDED_FIELDS = {
     "model.box_head.norm": "none",
     "model.mask_head.norm": "none",
     "model.cascade": {"ious": (), "box_weights": (10.0, 20.0, 30.0)},
+    "model.test.norcal_gamma": 0.0,
     "eval.image_count_groups": 0,
     "eval.tta": {"shorter_sides": (), "longest_side": 4000, "flip": True, "masks": True},
     "model.rpn.round_anchors": False,

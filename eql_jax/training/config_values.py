@@ -100,6 +100,7 @@ RANGES = {
     "model.eql.threshold": (0, 1),
     "model.eql.num_images": (0, None),
     "model.test.score_threshold": (0, 1),
+    "model.test.norcal_gamma": (0, None),
     "model.test.nms_iou": (0, 1),
     "model.test.detections_per_image": (1, None),
     "model.test.candidates": (1, None),

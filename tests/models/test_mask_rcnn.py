@@ -248,3 +248,19 @@ def test_accumulation_averages_the_parts():
     (parts,), _ = run_steps(tiny_config(**changes, **{"train.gradient_accumulation": 2}), [twins], 1)
     np.testing.assert_allclose(parts["grad_norm"], whole["grad_norm"], rtol=1e-4)
     np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "eql"])
+def test_calibrated_scores(loss):
+    """NorCal by hand: p / n^gamma over its sum with background, of one class over its own complement for sigmoids."""
+    counts = np.array([1, 4, 9, 16, 25, 36, 49])
+    config = tiny_config(**{"model.box_head.loss": loss, "model.test.norcal_gamma": 0.5})
+    model = build_model(config, K, ClassFrequencies(K, image_counts=counts))
+    p = np.random.default_rng(0).dirichlet(np.ones(K + 1), (2, 3))
+    found = model.apply({}, jnp.asarray(p[..., :K], jnp.float32), method="calibrated")
+    divided = p[..., :K] / np.sqrt(counts)
+    rest = p[..., K:] + divided.sum(-1, keepdims=True) if loss == "softmax" else divided + 1 - p[..., :K]
+    np.testing.assert_allclose(found, divided / rest, rtol=1e-5)
+    off = tiny_config(**{"model.box_head.loss": loss})
+    same = build_model(off, K).apply({}, jnp.asarray(p[..., :K]), method="calibrated")
+    np.testing.assert_array_equal(same, jnp.asarray(p[..., :K]))
