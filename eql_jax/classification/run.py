@@ -61,17 +61,18 @@ def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *,
     model = build_classifier(config, configured_loss(config, classes))
     key = jax.random.key(config.seed)
 
-    def initial_variables():
+    # The key is an argument, so that runs of other seeds find this programme in the compilation cache.
+    def initial_variables(key):
         return init_classifier(model, key, image_size=config.data.image_size)
 
-    params = jax.eval_shape(initial_variables)["params"]
+    params = jax.eval_shape(initial_variables, key)["params"]
     optimizer = make_optimizer(config, params)
     LOG.info(summarize(params, config))
 
-    def initialise():
-        return create_state(initial_variables(), optimizer.transform, ema=config.optimizer.ema_decay > 0)
+    def initialise(key):
+        return create_state(initial_variables(key), optimizer.transform, ema=config.optimizer.ema_decay > 0)
 
-    state = jax.jit(initialise, out_shardings=mesh_lib.replicated(mesh))()
+    state = jax.jit(initialise, out_shardings=mesh_lib.replicated(mesh))(key)
     step_function = make_train_step(model, optimizer.transform, config, mesh)
 
     with Checkpoints(workdir, config, classes) as checkpoints:

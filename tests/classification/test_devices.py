@@ -22,7 +22,8 @@ def test_one_and_four_devices():
     )
     frequencies = ClassFrequencies(5, tail=np.array([False, False, True, True, True]))
     model = build_classifier(config, make_class_loss("seql", frequencies, background=False, options={"gamma": 0.5}))
-    variables = init_classifier(model, jax.random.key(0), image_size=16)
+    # On the host, as the first run's steps give up the buffers they are handed.
+    variables = jax.device_get(init_classifier(model, jax.random.key(0), image_size=16))
     optimizer = make_optimizer(config, variables["params"])
     rng = np.random.default_rng(0)
     batches = [
