@@ -186,8 +186,8 @@ def get_config() -> ConfigDict:
     )
     m.test = ConfigDict()
     m.test.score_threshold = 1e-4
-    # Calibration after training (NorCal, docs/losses.md): scores are divided by the number of the class's training images
-    # to this power and normalised again; about 0.6 for softmax. 0: off
+    # Calibration after training (NorCal, docs/losses.md): scores are divided by the class's training images to this
+    # power and normalised again; about 0.6 for softmax. 0: off
     m.test.norcal_gamma = 0.0
     m.test.nms_iou = 0.5
     m.test.detections_per_image = 300

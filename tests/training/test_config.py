@@ -61,7 +61,15 @@ def test_overrides(tmp_path, words, key, value):
         ("--config.train.steps=1e3", r"train\.steps=1e3"),
         ("--config.train.steps", r"Missing value for flag --config\.train\.steps"),
         ("--config.data.sampler=repeat_factors", r"'repeat_factors'; expected one of.*did you mean 'repeat_factor'\?"),
-        ("--config.model.box_head.loss=bce", r"box_head\.loss is 'bce'; expected one of 'eql', 'sigmoid', 'softmax'"),
+        (
+            "--config.model.box_head.loss=bce",
+            r"box_head\.loss is 'bce'; expected one of 'balanced_softmax', .* or 'module:Class'",
+        ),
+        ("--config.model.box_head.loss=sigmoit", r"box_head\.loss is 'sigmoit'; .*; did you mean 'sigmoid'\?"),
+        (
+            "--config.model.box_head.loss_options.x=1",
+            r"loss_options is {'x': 1}; the options of 'eql' are those of model\.eql",
+        ),
         ("--config.model.backbone.norm=bn", r"backbone\.norm is 'bn'"),
         ("--config.model.backbone.kind=senet --config.model.backbone.width_per_group=4", r"expected 0 for 'senet'"),
         ("--config.model.architecture=c4", r"pool_size is 7; expected an even number for 'c4'"),
