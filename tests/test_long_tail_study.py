@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -90,8 +93,13 @@ def test_the_start_sees_other_shapes_and_has_the_same_network(tmp_path):
 # ---------------------------------------------------------------------------------------------------- running
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
+    """A study of one run, in a process of its own whose compilations are not optimised: they are most of the time."""
     out = tmp_path_factory.mktemp("study") / "out"
-    assert long_tail_study.main(["--out", str(out), "--tiny", "--arms", "eql", "--seeds", "0"]) == 0
+    words = ["--out", str(out), "--tiny", "--arms", "eql", "--seeds", "0"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, long_tail_study.__file__, *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
     return out
 
 
@@ -115,7 +123,9 @@ def test_runs_start_from_the_shared_checkpoint_but_for_the_classifier(study):
     differ = {k for k in before.keys() & after.keys() if before[k].shape != after[k].shape}
     assert differ == {"params/box_head/cls_score/kernel", "params/box_head/cls_score/bias"}
     frozen = [k for k in before if k.startswith(("params/backbone", "batch_stats/backbone"))]
-    assert frozen and all((before[k] == after[k]).all() for k in frozen)
+    assert frozen
+    for k in frozen:  # a moving average of what stands still is the same but for rounding
+        np.testing.assert_allclose(after[k], before[k], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
@@ -131,14 +141,12 @@ def test_finished_runs_are_not_done_again(study, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_start_that_knows_the_classes_is_refused(study):
-    tiny = long_tail_study.Study(study, TINY)
-
     class Known(long_tail_study.Study):
         start = study / "runs" / "eql" / "0"
 
     with pytest.raises(CheckpointError, match="was trained on 20 classes of the study"):
         Known(study, TINY).prepare()
-    assert len(tiny.prepare().names) == TINY.classes
+    assert len(long_tail_study.Study(study, TINY).prepare().names) == TINY.classes
 
 
 def test_a_stopped_run_is_no_result(tmp_path, monkeypatch, capsys):
