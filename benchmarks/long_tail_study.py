@@ -44,6 +44,7 @@ from benchmarks.long_tail_arms import (
 from benchmarks.long_tail_report import METRICS, write_report
 from configs import base
 from eql_jax.data.categories import ClassStatistics
+from eql_jax.data.shapes.scene import DIFFICULTIES
 from eql_jax.data.supershapes import ensure_supershapes
 from eql_jax.losses import tail_ratio
 from eql_jax.training import config as config_lib
@@ -194,6 +195,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help=f"of every run (default: {Scale().steps})")
+    parser.add_argument("--difficulty", choices=sorted(DIFFICULTIES), help="of the pictures (default: normal)")
     parser.add_argument("--tiny", action="store_true", help="runs through in minutes and learns nothing, for CI")
     parser.add_argument("--list", action="store_true", help="say what arms there are; with --out also their thresholds")
     parser.add_argument("--report", action="store_true", help="only write tables and plots of what is finished")
@@ -209,6 +211,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if args.steps < 1:
             parser.error(f"--steps is {args.steps}; expected at least 1")
         args.scale = dataclasses.replace(args.scale, steps=args.steps)
+    if args.difficulty is not None:
+        args.scale = dataclasses.replace(args.scale, difficulty=args.difficulty)
     return args
 
 
