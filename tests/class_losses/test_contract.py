@@ -1,6 +1,7 @@
 """Every loss of REGISTRY keeps what ClassLoss promises, whatever its equation; and how a loss is made by name."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +25,23 @@ def logits_for(loss: ClassLoss, seed: int = 0) -> jax.Array:
     return 3 * jax.random.normal(jax.random.key(seed), (*LABELS.shape, loss.num_logits))
 
 
+@functools.cache  # one object a loss, whose compilations the tests share
+def made(name: str, background: bool = True) -> ClassLoss:
+    return make_class_loss(name, FREQUENCIES, background=background)
+
+
 @pytest.fixture(params=sorted(REGISTRY))
 def loss(request):
-    return make_class_loss(request.param, FREQUENCIES)
+    return made(request.param)
+
+
+@functools.cache
+def compiled(loss: ClassLoss):
+    return jax.jit(jax.value_and_grad(loss.loss, has_aux=True))
 
 
 def value_grad_state(loss, logits, labels=LABELS, state=None, inputs=INPUTS):
-    state = loss.init_state() if state is None else state
-    run = jax.value_and_grad(lambda z, s: loss.loss(z, labels, s, inputs), has_aux=True)
-    (value, state), grad = jax.jit(run)(logits, state)
+    (value, state), grad = compiled(loss)(logits, labels, loss.init_state() if state is None else state, inputs)
     return value, grad, state
 
 
@@ -104,12 +113,11 @@ def test_scores(loss):
 
 def test_the_score_of_an_object_rises_as_its_loss_falls(loss):
     """Gradient descent on one row raises the score of its label: columns and labels mean the same thing."""
-    labels, state = jnp.array([[2]]), loss.init_state()
-    logits = jnp.zeros((1, 1, loss.num_logits)) + loss.initial_bias(0.1)
+    labels = jnp.full_like(LABELS, -1).at[0, 0].set(2)
+    logits = jnp.zeros((*LABELS.shape, loss.num_logits)) + loss.initial_bias(0.1)
     start = np.asarray(loss.scores(logits))[0, 0]
-    step = jax.jit(jax.grad(lambda z, s: loss.loss(z, labels, s, INPUTS)[0]))
     for _ in range(50):
-        logits = logits - 0.5 * step(logits, state)
+        logits = logits - 0.5 * value_grad_state(loss, logits, labels)[1]
     end = np.asarray(loss.scores(logits))[0, 0]
     # Not twice the others: in group softmax the classes of other groups keep what they have.
     assert end[2] > start[2] and end[2] > 1.5 * np.delete(end, 2).max()
@@ -127,7 +135,7 @@ def test_annotated_classes(loss):
 
 def test_without_background(loss):
     """Image classification: K classes, one picture a row, no label K."""
-    plain = make_class_loss([n for n, kind in REGISTRY.items() if kind is type(loss)][0], FREQUENCIES, background=False)
+    plain = made(next(name for name, kind in REGISTRY.items() if kind is type(loss)), background=False)
     labels = jnp.array([0, 5, 3, -1, 1])
     logits = jax.random.normal(jax.random.key(1), (5, plain.num_logits))
     value, grad, _ = value_grad_state(plain, logits, labels)
