@@ -113,7 +113,7 @@ def _draw(panel, path: Path, *, width: float) -> None:
         panel(ax, kind)
         ax.set_title(title, loc="left", fontsize=10)
         ax.set_ylabel("AP, %")
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, max(1, ax.get_ylim()[1]))  # at least one point: all may be 0
         ax.grid(color="#e4e6ea", linewidth=0.7, axis="y")
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)

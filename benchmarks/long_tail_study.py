@@ -60,7 +60,7 @@ class Stopped(Exception):
 
 
 class Study:
-    """The folder of a study and its setting.
+    """The folder of a study and its setting. Runs of several numbers of steps share it; tables are of one number.
 
     Raises:
       UserError: `out` holds a study of another setting.
@@ -68,7 +68,7 @@ class Study:
 
     def __init__(self, out: pathlib.Path, scale: Scale):
         self.out, self.scale = out, scale
-        setting = dataclasses.asdict(scale)
+        setting = {key: value for key, value in dataclasses.asdict(scale).items() if key != "steps"}
         path = out / "study.json"
         if path.is_file() and (found := json.loads(path.read_text())) != setting:
             changed = [f"{k} is {found.get(k)!r}, asked for is {v!r}" for k, v in setting.items() if found.get(k) != v]
@@ -82,9 +82,13 @@ class Study:
         return self.out / "start"
 
     def rows(self) -> list[dict]:
-        """Finished runs in the order in which they finished."""
+        """Finished runs of all numbers of steps, in the order in which they finished."""
         path = self.out / "results.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def report(self) -> None:
+        """Writes the tables and plots of runs of this number of steps."""
+        write_report(self.out, [row for row in self.rows() if row["steps"] == self.scale.steps])
 
     def prepare(self) -> ClassStatistics:
         """Makes data sets and the shared checkpoint where they are missing; returns the training frequencies.
@@ -107,7 +111,7 @@ class Study:
     def run(self, name: str, seed: int, statistics: ClassStatistics) -> None:
         """Trains and evaluates an arm with a seed unless that is done, and writes the tables anew."""
         rows = self.rows()
-        if any(row["arm"] == name and row["seed"] == seed for row in rows):
+        if (name, seed, self.scale.steps) in [(row["arm"], row["seed"], row["steps"]) for row in rows]:
             return
         config = arm_config(
             name,
@@ -117,14 +121,14 @@ class Study:
             image_counts=statistics.image_counts,
             num_images=statistics.num_images,
         )
-        workdir = self.out / "runs" / name / str(seed)
+        workdir = self.out / "runs" / f"{name}_{self.scale.steps}_steps" / f"seed{seed}"
         used = execute(config, workdir)
         evaluated = json.loads((workdir / "checkpoints" / "evaluations.json").read_text())
         metrics = {key: evaluated[str(config.train.steps)][key] for key in METRICS}
         row = {"arm": name, "seed": seed, "steps": config.train.steps, **metrics, **used}
         common.report(row)
         write_atomically(self.out / "results.jsonl", "".join(json.dumps(r) + "\n" for r in [*rows, row]))
-        write_report(self.out, [*rows, row])
+        self.report()
 
 
 def execute(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float | int]:
@@ -232,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
             for seed in args.seeds:  # all arms of a seed first: a study that is cut short compares like with like
                 for name in args.arms:
                     study.run(name, seed, statistics)
-        write_report(study.out, study.rows())
+        study.report()
         print((study.out / "table.md").read_text())
     except Stopped:
         print("stopped; the same command goes on from here", file=sys.stderr)

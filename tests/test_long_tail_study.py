@@ -117,7 +117,7 @@ def test_a_tiny_study_writes_tables_and_plots(study):
 
 @pytest.mark.slow
 def test_runs_start_from_the_shared_checkpoint_but_for_the_classifier(study):
-    start, run = (load_for_inference(study / name) for name in ("start", "runs/eql/0"))
+    start, run = (load_for_inference(study / name) for name in ("start", f"runs/eql_{TINY.steps}_steps/seed0"))
     assert not set(start.classes.names) & set(run.classes.names)
     before, after = flatten(start.variables), flatten(run.variables)
     differ = {k for k in before.keys() & after.keys() if before[k].shape != after[k].shape}
@@ -135,14 +135,17 @@ def test_finished_runs_are_not_done_again(study, monkeypatch, capsys):
     words = ["--out", str(study), "--tiny", "--arms", "eql", "--seeds", "0"]
     assert long_tail_study.main(words) == 0
     assert (study / "results.jsonl").read_text() == before
-    assert long_tail_study.main([*words, "--steps", "9"]) == 2
-    assert f"steps is {TINY.steps}, asked for is 9" in capsys.readouterr().err
+    assert "| EQL | 1 |" in capsys.readouterr().out
+    assert long_tail_study.main([*words, "--steps", "9", "--report"]) == 0
+    assert "EQL" not in capsys.readouterr().out  # tables are of one number of steps
+    assert long_tail_study.main([*words, "--difficulty", "hard"]) == 2
+    assert "difficulty is 'normal', asked for is 'hard'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_start_that_knows_the_classes_is_refused(study):
     class Known(long_tail_study.Study):
-        start = study / "runs" / "eql" / "0"
+        start = study / "runs" / f"eql_{TINY.steps}_steps" / "seed0"
 
     with pytest.raises(CheckpointError, match="was trained on 20 classes of the study"):
         Known(study, TINY).prepare()
