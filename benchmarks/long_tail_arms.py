@@ -2,8 +2,8 @@
 
 Data set: the classes of supershapes_hard in small, 100 with the tail of LVIS, and 4000 images of 96 pixels. At 4000
 images rare and rare + common classes have the same shares of the image counts as in LVIS v0.5 (tail ratios .96 and
-8.9 %; there .93 and 9.08). The pictures are those of difficulty 'normal': on 'hard' ones the class loss of a start of 200
-shapes was still flat after 400 steps (`--difficulty hard` is there to try, with more --steps).
+8.9 %; there .93 and 9.08). The pictures are those of difficulty 'normal': on 'hard' ones the class loss of a start of
+200 shapes was still flat after 400 steps (`--difficulty hard` is there to try, with more --steps).
 
 Start: the same network trained on 60 other shapes of the same catalogue, balanced. It stands for ImageNet: it has seen
 shapes, none of the study's. Its classifier has other columns, so that every run begins with a fresh one. The backbone
