@@ -30,19 +30,19 @@ from eql_jax.training import mesh as mesh_lib
 from eql_jax.training.checkpoints import Checkpoints, load_for_inference
 from eql_jax.training.compatibility import Classes, check_architecture
 from eql_jax.training.compile_cache import enable_compile_cache
-from eql_jax.training.disk import check_writable, write_atomically
+from eql_jax.training.disk import check_writable
 from eql_jax.training.errors import ConfigError, NonFiniteLossError, UserError
 from eql_jax.training.eval_step import make_detector
 from eql_jax.training.inputs import load_data, load_validation
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize
+from eql_jax.training.run_dir import begin, finish
 from eql_jax.training.sharding import tree_shardings
 from eql_jax.training.state import create_state
 from eql_jax.training.tail import class_frequencies, make_tail
 from eql_jax.training.train_step import make_train_step
 from eql_jax.training.tta import make_test_detector
-from eql_jax.training.warm_start import init_from
 
 LOG = logging.getLogger("eql_jax.train")
 
@@ -81,14 +81,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     with Checkpoints(workdir, config, classes) as checkpoints:
         # -------------------------------------------------------------------------------------------- where to start
-        if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state)
-            LOG.info("going on from step %d of %s", state.step, workdir)
-        elif config.train.init_from:
-            state = init_from(state, config.train.init_from, config)
-        if host == 0:
-            write_atomically(workdir / "config.json", config_lib.to_json(config))
-            write_atomically(workdir / "versions.json", config_lib.versions_json())
+        state = begin(state, config, workdir, checkpoints)
 
         # -------------------------------------------------------------------------------------------- evaluation
         detector = make_detector(model, config, mesh_lib.local_mesh())
@@ -133,11 +126,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
                 schedule=optimizer.schedule,
                 evaluate=None if data.val is None else evaluate,
             )
-    for summary in (iterator.report.summary() for iterator in iterators):
-        if summary:
-            LOG.warning("%s", summary)
-    step, command = int(result.state.step), f"python train.py --workdir={workdir}"
-    LOG.info(f"stopped at step {step}; to go on: {command}" if result.stopped else f"done: step {step} in {workdir}")
+    finish(result, workdir, iterators)
 
 
 def run_evaluation_mode(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """Tables and plots of a long-tail study: means and spreads over seeds of what its runs reached.
 
-A row is a finished run: {'arm': .., 'seed': .., 'steps': .., 'bbox/AP': .., ...}, APs as shares of 1.
+A row is a finished run: {'arm': .., 'seed': .., 'steps': .., 'bbox/AP': .., ...}, APs as shares of 1. Every AP is there
+twice, since the limit of detections an image is where a class that is scored low loses: 'bbox/AP' with as many as the
+model gives, 'bbox/AP@25' with a quarter as many as there are classes, which is the proportion of LVIS (300, 1203).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 GROUPS = ("AP", "APr", "APc", "APf")
 TYPES = {"bbox": "boxes", "segm": "masks"}
-METRICS = tuple(f"{kind}/{group}" for kind in TYPES for group in GROUPS)
+FEW = 25
+LIMITS = {"": "100 detections an image", f"@{FEW}": f"{FEW} detections an image"}  # {end of the key: title}
+METRICS = tuple(f"{kind}/{group}{limit}" for limit in LIMITS for kind in TYPES for group in GROUPS)
 COSTS = ("seconds", "cpu_seconds", "from_step")
 COLORS = {"AP": "#3c4048", "APr": "#c8402f", "APc": "#d1a10f", "APf": "#1f5fbf"}
 
@@ -49,37 +53,44 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def write_report(out: Path, rows: Sequence[Mapping]) -> None:
-    """Writes results.csv, table.md, groups.png and, with arms of the sweep, sweep.png into `out`."""
+    """Writes results.csv, table.md and, for each limit of detections, groups.png and with arms of the sweep sweep.png
+    (groups@25.png and so on)."""
     found = spreads(rows)
     with (out / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("arm", "seed", "steps", *METRICS, *COSTS), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     (out / "table.md").write_text(markdown(found), encoding="utf-8")
-    if found:
-        draw_groups(found, out / "groups.png")
-    if len([arm for arm in SWEEP if arm in found]) > 1:
-        draw_sweep(found, out / "sweep.png")
+    for limit in LIMITS if found else ():
+        draw_groups(found, limit, out / f"groups{limit}.png")
+        if len([arm for arm in SWEEP if arm in found]) > 1:
+            draw_sweep(found, limit, out / f"sweep{limit}.png")
 
 
 def markdown(found: Mapping[str, Mapping[str, Spread]]) -> str:
-    """A table with a line for each arm: mean ± standard deviation over seeds, percent."""
-    head = ["arm", "seeds", *(f"{TYPES[kind]} {group}" for kind in TYPES for group in GROUPS)]
-    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
-    for arm, values in found.items():
-        seeds = next(iter(values.values())).seeds
-        lines.append(" | ".join([ARMS[arm].title, str(seeds), *(str(values[key]) for key in METRICS)]))
-    return "".join(f"| {line} |\n" for line in lines)
+    """For each limit of detections a table with a line for each arm: mean ± standard deviation over seeds, percent."""
+    columns = [(kind, group) for kind in TYPES for group in GROUPS]
+    tables = []
+    for limit, title in LIMITS.items():
+        head = ["arm", "seeds", *(f"{TYPES[kind]} {group}" for kind, group in columns)]
+        lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+        for arm, values in found.items():
+            seeds = next(iter(values.values())).seeds
+            cells = (str(values[f"{kind}/{group}{limit}"]) for kind, group in columns)
+            lines.append(" | ".join([ARMS[arm].title, str(seeds), *cells]))
+        tables.append(f"{title}, percent:\n\n" + "".join(f"| {line} |\n" for line in lines))
+    return "\n".join(tables)
 
 
 # ---------------------------------------------------------------------------------------------------- plots
-def draw_groups(found: Mapping[str, Mapping[str, Spread]], path: Path) -> None:
-    """AP of all, rare, common and frequent classes of every arm, with the spread of seeds; boxes and masks."""
+def draw_groups(found: Mapping[str, Mapping[str, Spread]], limit: str, path: Path) -> None:
+    """AP of all, rare, common and frequent classes of every arm under a limit, with the spread of seeds; boxes and
+    masks."""
 
     def panel(ax: Axes, kind: str) -> None:
         for i, group in enumerate(GROUPS):
             at = [n + (i - 1.5) * 0.2 for n in range(len(found))]
-            values = [one[f"{kind}/{group}"] for one in found.values()]
+            values = [one[f"{kind}/{group}{limit}"] for one in found.values()]
             options = {"yerr": [v.deviation for v in values], "capsize": 2, "error_kw": {"linewidth": 0.8}}
             ax.bar(at, [v.mean for v in values], 0.18, color=COLORS[group], label=group, **options)
         ax.set_xticks(range(len(found)), [ARMS[arm].title for arm in found], rotation=30, ha="right")
@@ -87,14 +98,14 @@ def draw_groups(found: Mapping[str, Mapping[str, Spread]], path: Path) -> None:
     _draw(panel, path, width=max(6.0, 1.1 * len(found)))
 
 
-def draw_sweep(found: Mapping[str, Mapping[str, Spread]], path: Path) -> None:
-    """AP of EQL against the tail ratio of its threshold; ratio 0 is the sigmoid loss."""
+def draw_sweep(found: Mapping[str, Mapping[str, Spread]], limit: str, path: Path) -> None:
+    """AP of EQL under a limit of detections against the tail ratio of its threshold; ratio 0 is the sigmoid loss."""
     arms = [arm for arm in SWEEP if arm in found]
     ratios = [100 * paper_tail_ratio(ARMS[arm].paper_lambda) for arm in arms]
 
     def panel(ax: Axes, kind: str) -> None:
         for group in GROUPS:
-            values = [found[arm][f"{kind}/{group}"] for arm in arms]
+            values = [found[arm][f"{kind}/{group}{limit}"] for arm in arms]
             options = {"yerr": [v.deviation for v in values], "capsize": 2, "linewidth": 1.5, "markersize": 4}
             ax.errorbar(ratios, [v.mean for v in values], marker="o", color=COLORS[group], label=group, **options)
         ax.set_xlabel("tail ratio of the paper's lambda on LVIS v0.5, %")

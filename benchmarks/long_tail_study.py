@@ -41,11 +41,12 @@ from benchmarks.long_tail_arms import (
     start_config,
     threshold_like,
 )
-from benchmarks.long_tail_report import METRICS, write_report
+from benchmarks.long_tail_report import FEW, METRICS, TYPES, write_report
 from configs import base
 from eql_jax.data.categories import ClassStatistics
 from eql_jax.data.shapes.scene import DIFFICULTIES
 from eql_jax.data.supershapes import ensure_supershapes
+from eql_jax.evaluation import evaluate
 from eql_jax.losses import tail_ratio
 from eql_jax.training import config as config_lib
 from eql_jax.training.checkpoints import find_checkpoint, load_for_inference
@@ -123,8 +124,11 @@ class Study:
         )
         workdir = self.out / "runs" / f"{name}_{self.scale.steps}_steps" / f"seed{seed}"
         used = execute(config, workdir)
-        evaluated = json.loads((workdir / "checkpoints" / "evaluations.json").read_text())
-        metrics = {key: evaluated[str(config.train.steps)][key] for key in METRICS}
+        evaluated = json.loads((workdir / "checkpoints" / "evaluations.json").read_text())[str(config.train.steps)]
+        results, truth = workdir / "evaluation" / "results.json", self.out / "data" / "val.json"
+        limited = evaluate(truth, results, iou_types=tuple(TYPES), max_detections=FEW).flat()
+        evaluated |= {f"{key}@{FEW}": value for key, value in limited.items()}
+        metrics = {key: evaluated[key] for key in METRICS}
         row = {"arm": name, "seed": seed, "steps": config.train.steps, **metrics, **used}
         common.report(row)
         write_atomically(self.out / "results.jsonl", "".join(json.dumps(r) + "\n" for r in [*rows, row]))

@@ -24,7 +24,7 @@ from benchmarks.long_tail_arms import (
     start_config,
     threshold_like,
 )
-from benchmarks.long_tail_report import METRICS, markdown, spreads, write_report
+from benchmarks.long_tail_report import LIMITS, METRICS, markdown, spreads, write_report
 from configs import base
 from eql_jax.class_losses import REGISTRY
 from eql_jax.data.shapes.plan import long_tail_counts
@@ -172,17 +172,23 @@ def test_mean_and_spread_by_hand(tmp_path):
     assert list(found) == ["sigmoid", "eql"]  # the order of ARMS
     assert str(found["eql"]["bbox/APr"]) == "20.0 ± 10.0"
     assert str(found["sigmoid"]["segm/AP"]) == "50.0"
-    lines = markdown(found).splitlines()
-    assert lines[0].startswith("| arm | seeds | boxes AP | boxes APr") and lines[3].startswith(
-        "| EQL | 3 | 20.0 ± 10.0 |"
-    )
+    assert [line for line in markdown(found).splitlines() if "detections" in line] == [
+        f"{title}, percent:" for title in LIMITS.values()
+    ]
+    head, _, sigmoid, eql = markdown(found).split("\n\n")[1].splitlines()
+    assert head.startswith("| arm | seeds | boxes AP | boxes APr")
+    assert sigmoid.startswith("| sigmoid | 1 | 50.0 |") and eql.startswith("| EQL | 3 | 20.0 ± 10.0 |")
     write_report(tmp_path, [*rows("eql", 0.1, 0.2), *rows("sigmoid", 0.1)])
-    assert {p.name for p in tmp_path.iterdir()} == {"results.csv", "table.md", "groups.png", "sweep.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "results.csv",
+        "table.md",
+        *(f"{plot}{limit}.png" for plot in ("groups", "sweep") for limit in LIMITS),
+    }
 
 
 def test_a_study_without_results_has_an_empty_table(tmp_path):
     write_report(tmp_path, [])
-    assert (tmp_path / "table.md").read_text().count("\n") == 2
+    assert (tmp_path / "table.md").read_text().count("| arm | seeds |") == len(LIMITS)
 
 
 def test_unknown_arms_are_named(capsys):

@@ -27,15 +27,15 @@ from eql_jax.training import config as config_lib
 from eql_jax.training import mesh as mesh_lib
 from eql_jax.training.checkpoints import Checkpoints, InferenceModel
 from eql_jax.training.compatibility import Classes, check_architecture
-from eql_jax.training.disk import check_writable, write_atomically
+from eql_jax.training.disk import check_writable
 from eql_jax.training.errors import CheckpointError, UserError
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize
+from eql_jax.training.run_dir import begin, finish
 from eql_jax.training.state import create_state
 from eql_jax.training.tail import class_frequencies, threshold_tail
 from eql_jax.training.train_step import make_train_step
-from eql_jax.training.warm_start import init_from
 
 LOG = logging.getLogger("eql_jax.train")
 
@@ -77,14 +77,7 @@ def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *,
 
     with Checkpoints(workdir, config, classes) as checkpoints:
         # -------------------------------------------------------------------------------------------- where to start
-        if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state)
-            LOG.info("going on from step %d of %s", state.step, workdir)
-        elif config.train.init_from:
-            state = init_from(state, config.train.init_from, config)
-        if host == 0:
-            write_atomically(workdir / "config.json", config_lib.to_json(config))
-            write_atomically(workdir / "versions.json", config_lib.versions_json())
+        state = begin(state, config, workdir, checkpoints)
 
         # -------------------------------------------------------------------------------------------- training
         predictor = make_predictor(model, mesh_lib.local_mesh())
@@ -113,13 +106,9 @@ def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *,
                 schedule=optimizer.schedule,
                 evaluate=evaluate,
             )
-    for summary in (iterator.report.summary() for iterator in iterators):
-        if summary:
-            LOG.warning("%s", summary)
     if result.metrics:
         LOG.info("%s", format_accuracies(result.metrics, np.asarray(classes.image_counts), borders))
-    step, command = int(result.state.step), f"python train.py --workdir={workdir}"
-    LOG.info(f"stopped at step {step}; to go on: {command}" if result.stopped else f"done: step {step} in {workdir}")
+    finish(result, workdir, iterators)
 
 
 def run_evaluation(
