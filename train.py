@@ -73,10 +73,13 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     optimizer = make_optimizer(config, params, trainable=trainable)
     LOG.info(summarize(params, config, trainable=trainable))
 
-    def initialise():
+    def initialise(key):  # an argument, so that runs of other seeds find this programme in the compile cache
         return create_state(init_model(model, key), optimizer.transform, ema=config.optimizer.ema_decay > 0)
 
-    state = jax.jit(initialise, out_shardings=tree_shardings(jax.eval_shape(initialise), mesh))()
+    # It runs once: on a CPU optimising it takes many times as long as running it as it is.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    shardings = tree_shardings(jax.eval_shape(initialise, key), mesh)
+    state = jax.jit(initialise, out_shardings=shardings, compiler_options=options)(key)
     step_function = make_train_step(model, optimizer.transform, config, mesh)
 
     with Checkpoints(workdir, config, classes) as checkpoints:

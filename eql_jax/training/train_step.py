@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 
 from eql_jax.models import MaskRCNN, init_model
 from eql_jax.training.optimizer import update_ema
@@ -22,13 +24,13 @@ NO_IMAGE = 2**32 - 1  # the id of rows without an image, see mesh.put_batch
 LOSS_TERMS = ("rpn_cls", "rpn_box", "cls", "box", "mask")  # the last only of models with a mask head
 
 
-def image_keys(seed: int, step: jax.Array, image_id: jax.Array) -> jax.Array:
+def image_keys(seed: ArrayLike, step: jax.Array, image_id: jax.Array) -> jax.Array:
     """PRNG keys [B] that depend on the seed, the step and each image's id alone, whatever the devices and hosts."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(image_id.astype(jnp.uint32))
 
 
-def step_key(seed: int, step: jax.Array) -> jax.Array:
+def step_key(seed: ArrayLike, step: jax.Array) -> jax.Array:
     """The PRNG key of a step for draws that are not an image's, the same on all devices; none of `image_keys`."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.random.fold_in(jax.random.fold_in(key, NO_IMAGE), 0)
@@ -94,8 +96,8 @@ def make_train_step(
         (memory, grads), metrics = jax.lax.scan(body, (memory, zeros), (*split, jax.random.split(loss_key, parts)))
         return grads, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics), memory
 
-    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        keys, loss_key = image_keys(config.seed, state.step, batch["image_id"]), step_key(config.seed, state.step)
+    def step(state: TrainState, batch: dict[str, jax.Array], seed: ArrayLike) -> tuple[TrainState, Metrics]:
+        keys, loss_key = image_keys(seed, state.step, batch["image_id"]), step_key(seed, state.step)
         memory = {"batch_stats": state.batch_stats, "loss_state": state.loss_state}
         run = gradients if parts == 1 else accumulated
         grads, metrics, memory = run(state.params, memory, batch, keys, loss_key)
@@ -111,11 +113,15 @@ def make_train_step(
     if mesh.shape["model"] > 1:
         start = lambda: create_state(init_model(model, jax.random.key(0)), optimizer, ema=ema_decay > 0)  # noqa: E731
         placed = tree_shardings(jax.eval_shape(start), mesh)
-    jitted = jax.jit(step, in_shardings=(placed, by_image), out_shardings=(placed, replicated), donate_argnums=0)
+    options = dict(out_shardings=(placed, replicated), donate_argnums=0)
+    # The seed is an argument, so that runs of other seeds find the programme in the compile cache.
+    seeded = jax.jit(step, in_shardings=(placed, by_image, replicated), **options)
+    seed = np.uint32(config.seed)
 
     def run_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
-            return jitted(state, batch)
+            return seeded(state, batch, seed)
 
-    run_step.jitted = jitted  # for ahead-of-time compilation
+    of_this_seed = lambda state, batch: step(state, batch, seed)  # noqa: E731
+    run_step.jitted = jax.jit(of_this_seed, in_shardings=(placed, by_image), **options)  # for ahead-of-time compilation
     return run_step
