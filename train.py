@@ -80,7 +80,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     shardings = tree_shardings(jax.eval_shape(initialise, key), mesh)
     state = jax.jit(initialise, out_shardings=shardings, compiler_options=options)(key)
-    step_function = make_train_step(model, optimizer.transform, config, mesh)
+    step_function = make_train_step(model, optimizer.transform, config, mesh, shardings)
 
     with Checkpoints(workdir, config, classes) as checkpoints:
         # -------------------------------------------------------------------------------------------- where to start

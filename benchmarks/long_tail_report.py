@@ -8,6 +8,7 @@ model gives, 'bbox/AP@25' with a quarter as many as there are classes, which is 
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,13 +29,18 @@ COLORS = {"AP": "#3c4048", "APr": "#c8402f", "APc": "#d1a10f", "APf": "#1f5fbf"}
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation (of the sample; 0 of a single value) over seeds, in percent, and how many seeds."""
+    """Mean and standard deviation (of the sample; 0 of a single value) over seeds, in percent, and how many seeds.
+
+    NaN where there is no AP: no class of the group has ground truth.
+    """
 
     mean: float
     deviation: float
     seeds: int
 
     def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "-"
         return f"{self.mean:.1f} ± {self.deviation:.1f}" if self.seeds > 1 else f"{self.mean:.1f}"
 
 
@@ -44,12 +50,15 @@ def spreads(rows: Sequence[Mapping]) -> dict[str, dict[str, Spread]]:
     for arm in ARMS:
         own = [row for row in rows if row["arm"] == arm]
         if own:
-            found[arm] = {key: _spread([100 * row[key] for row in own]) for key in METRICS}
+            found[arm] = {key: _spread([row[key] for row in own]) for key in METRICS}
     return found
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+    if min(values) < 0:  # no class of the group has ground truth
+        return Spread(math.nan, math.nan, len(values))
+    percent = [100 * value for value in values]
+    return Spread(statistics.fmean(percent), statistics.stdev(percent) if len(percent) > 1 else 0.0, len(percent))
 
 
 def write_report(out: Path, rows: Sequence[Mapping]) -> None:

@@ -44,6 +44,7 @@ from benchmarks.long_tail_arms import (
 from benchmarks.long_tail_report import FEW, METRICS, TYPES, write_report
 from configs import base
 from eql_jax.data.categories import ClassStatistics
+from eql_jax.data.shapes.plan import long_tail_counts
 from eql_jax.data.shapes.scene import DIFFICULTIES
 from eql_jax.data.supershapes import ensure_supershapes
 from eql_jax.evaluation import evaluate
@@ -111,8 +112,7 @@ class Study:
 
     def run(self, name: str, seed: int, statistics: ClassStatistics) -> None:
         """Trains and evaluates an arm with a seed unless that is done, and writes the tables anew."""
-        rows = self.rows()
-        if (name, seed, self.scale.steps) in [(row["arm"], row["seed"], row["steps"]) for row in rows]:
+        if (name, seed, self.scale.steps) in [(row["arm"], row["seed"], row["steps"]) for row in self.rows()]:
             return
         config = arm_config(
             name,
@@ -131,7 +131,8 @@ class Study:
         metrics = {key: evaluated[key] for key in METRICS}
         row = {"arm": name, "seed": seed, "steps": config.train.steps, **metrics, **used}
         common.report(row)
-        write_atomically(self.out / "results.jsonl", "".join(json.dumps(r) + "\n" for r in [*rows, row]))
+        with (self.out / "results.jsonl").open("a") as file:  # another process may have added rows meanwhile
+            file.write(json.dumps(row) + "\n")
         self.report()
 
 
@@ -175,20 +176,19 @@ def _processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def describe_arms(statistics: ClassStatistics | None) -> str:
-    """A line for every arm; with training frequencies also its thresholds there."""
-    lines = []
+def describe_arms(scale: Scale) -> str:
+    """A line for every arm, with its thresholds in a study of that size."""
+    lines, images = [], scale.train_images
+    counts = long_tail_counts(num_classes=scale.classes, num_images=images)
     for name, arm in ARMS.items():
         notes = []
         for what, value in (("lambda", arm.paper_lambda), ("repeat threshold", arm.paper_repeat)):
             if not value:
                 continue
             note = f"{what} {value:g} of the paper, tail ratio {100 * paper_tail_ratio(value):.2f} %"
-            if statistics is not None:
-                counts = statistics.image_counts
-                own = threshold_like(value, counts, statistics.num_images)
-                tail = counts / statistics.num_images < own
-                note += f"; here {own:.3g}, {tail.sum()} of {len(tail)} classes, {100 * tail_ratio(counts, tail):.2f} %"
+            own = threshold_like(value, counts, images)
+            tail = counts / images < own
+            note += f"; here {own:.3g}, {tail.sum()} of {len(tail)} classes, {100 * tail_ratio(counts, tail):.2f} %"
             notes.append(note)
         lines.append(f"{name:12} {arm.title}" + "".join(f"\n{'':13}{note}" for note in notes))
     groups = [f"{name:12} {' '.join(arms)}" for name, arms in GROUPS.items()]
@@ -205,7 +205,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help=f"of every run (default: {Scale().steps})")
     parser.add_argument("--difficulty", choices=sorted(DIFFICULTIES), help="of the pictures (default: normal)")
     parser.add_argument("--tiny", action="store_true", help="runs through in minutes and learns nothing, for CI")
-    parser.add_argument("--list", action="store_true", help="say what arms there are; with --out also their thresholds")
+    parser.add_argument("--list", action="store_true", help="say what arms there are, with their thresholds")
     parser.add_argument("--report", action="store_true", help="only write tables and plots of what is finished")
     args = parser.parse_args(argv)
     if args.out is None and not args.list:
@@ -230,8 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", force=True)
     try:
         if args.list:
-            study = args.out and Study(args.out.absolute(), args.scale)
-            print(describe_arms(study.prepare() if study else None))
+            print(describe_arms(args.scale))
             return 0
         study = Study(args.out.absolute(), args.scale)
         if not args.report:

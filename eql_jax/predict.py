@@ -158,10 +158,10 @@ def _describe_images(batches: EvalBatches, labels: Mapping[int, ClassLabel]) -> 
 def predict(options: argparse.Namespace) -> int:
     """Runs the prediction; returns the number of images it was done on."""
     from eql_jax.models import build_model  # flax takes seconds: after the command line has been looked at
-    from eql_jax.training.checkpoints import load_for_inference
+    from eql_jax.training.checkpoints import load_detector
     from eql_jax.training.tta import make_test_detector
 
-    loaded = load_for_inference(options.workdir, checkpoint=options.checkpoint)
+    loaded = load_detector(options.workdir, checkpoint=options.checkpoint)
     classes, config = loaded.classes, loaded.config
     if options.tta is not None:
         with config.unlocked():

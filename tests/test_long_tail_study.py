@@ -186,6 +186,11 @@ def test_mean_and_spread_by_hand(tmp_path):
     }
 
 
+def test_a_group_without_ground_truth_has_no_ap():
+    (found,) = spreads([{"arm": "eql", "seed": 0, "steps": 1, **dict.fromkeys(METRICS, -1.0)}]).values()
+    assert {str(v) for v in found.values()} == {"-"}
+
+
 def test_a_study_without_results_has_an_empty_table(tmp_path):
     write_report(tmp_path, [])
     assert (tmp_path / "table.md").read_text().count("| arm | seeds |") == len(LIMITS)

@@ -5,7 +5,7 @@
 As configs/classification/cifar100_lt_softmax.py but for the loss. The tail is the 46 classes with fewer than 28.5 of
 the 9,502 images.
 Published: top-1 43.38 %, with plain softmax 41.33 %; the paper's figures. Not run here.
-Hardware: one GPU with 4 GB.
+Hardware: not run here; planned for one GPU with 4 GB.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 As configs/classification/cifar10_lt_softmax.py but for the loss. Of ten classes the paper's lambda would take one;
 here it is .02, which takes the four with 25 to 146 images: a tail ratio of 2.65 %, and 2 to 10 % is the paper's range.
 No published figure: the paper has CIFAR-100 only. Not run here.
-Hardware: one GPU with 4 GB.
+Hardware: not run here; planned for one GPU with 4 GB.
 """
 
 from ml_collections import ConfigDict

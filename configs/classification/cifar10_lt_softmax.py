@@ -4,7 +4,7 @@
 
 Needs CIFAR-10 of TFDS (tfds build cifar10). 11,203 images, 5000 to 25 a class.
 No published figure: the paper has CIFAR-100 only. Not run here.
-Hardware: one GPU with 4 GB.
+Hardware: not run here; planned for one GPU with 4 GB.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@
 As configs/classification/imagenet_lt_softmax.py but for the loss. The tail is the classes with fewer than 49.8 of the
 115,846 images.
 Published: top-1 36.4 %, with plain softmax 34.7 %; the paper's figures. Not run here.
-Hardware: one GPU with 16 GB, and 16 cores that decode JPEG.
+Hardware: not run here; planned for one GPU with 16 GB, and 16 cores that decode JPEG.
 """
 
 from ml_collections import ConfigDict

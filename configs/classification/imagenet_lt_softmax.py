@@ -8,7 +8,7 @@ The lists are those of Liu et al. 2019 (arXiv 1904.05160), with ImageNet's train
 paper: 1024 images, 12k steps, learning rate .1 to .4 over 500 steps, a tenth at 3.4k, 6.8k and 10.2k. Momentum and
 weight decay are those of its CIFAR recipe; random parts and colours are those of Liu et al.: docs/classification.md.
 Published: top-1 34.7 %; the paper's figure. Not run here.
-Hardware: one GPU with 16 GB, and 16 cores that decode JPEG.
+Hardware: not run here; planned for one GPU with 16 GB, and 16 cores that decode JPEG.
 """
 
 from ml_collections import ConfigDict

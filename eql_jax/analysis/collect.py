@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eql_jax.training.checkpoints import InferenceModel, load_for_inference
-from eql_jax.training.config import DETECTION
+from eql_jax.training.checkpoints import InferenceModel, load_detector
 from eql_jax.training.errors import UserError
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
@@ -136,10 +135,7 @@ def collect_run(workdir: Path, name: str, checkpoint: str) -> Run:
     """Reads one workdir. Raises UserError as `collect_runs`."""
     if not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is no directory; expected that of a training run")
-    run = Run(name, workdir, load_for_inference(workdir, checkpoint=checkpoint))
-    task = run.config.get("task", DETECTION)
-    if task != DETECTION:
-        raise UserError(f"--workdir {workdir} is of a run with the task {task!r}; expected one of {DETECTION!r}")
+    run = Run(name, workdir, load_detector(workdir, checkpoint=checkpoint))
     run.train, run.evaluated = read_curves(workdir / "metrics.jsonl", run.notes)
     for folder in sorted(path for path in workdir.glob("evaluation*") if path.is_dir()):
         if (folder / "metrics.json").is_file():
@@ -209,10 +205,6 @@ def read_evaluation(folder: Path) -> Evaluation:
             except (KeyError, TypeError, ValueError) as e:
                 raise _unlike(path, e) from e
     return Evaluation(folder, step, num_images, metrics, classes, notes)
-
-
-def _share(value: float | None) -> float:
-    return np.nan if value is None else float(value)
 
 
 def _class_row(row: Mapping[str, str]) -> ClassAP:

@@ -24,7 +24,7 @@ from eql_jax.data.records import Annotations
 from eql_jax.models import MaskRCNN, build_model
 from eql_jax.models.box_head import BoxHead
 from eql_jax.models.cascade import CascadeMaskRCNN
-from eql_jax.models.mask_rcnn import ClassRules
+from eql_jax.models.structures import ClassRules
 from eql_jax.training.errors import UserError, user_input
 from eql_jax.training.mesh import put_batch
 from eql_jax.training.tail import class_frequencies, make_tail

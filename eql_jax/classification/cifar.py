@@ -31,7 +31,8 @@ def load_cifar(name: str, split: str, data_dir: str | os.PathLike = "") -> tuple
     except ImportError as error:
         raise ImportError(f"{name} needs tensorflow-datasets: pip install 'eql_jax[train]'") from error
     builder = tfds.builder(name, data_dir=os.fspath(data_dir) or None)
-    if split not in builder.info.splits:
+    # Not builder.info.splits: where there is a network, TFDS fills it for data that was never prepared.
+    if not (builder.data_path / "dataset_info.json").exists() or split not in builder.info.splits:
         option = f" --data_dir={os.fspath(data_dir)}" if data_dir else ""
         raise FileNotFoundError(
             f"TFDS {name}/{split} is not in {builder.data_dir}. To download and prepare it, run: "

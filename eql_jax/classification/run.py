@@ -33,6 +33,7 @@ from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize
 from eql_jax.training.run_dir import begin, finish
+from eql_jax.training.sharding import tree_shardings
 from eql_jax.training.state import create_state
 from eql_jax.training.tail import class_frequencies, threshold_tail
 from eql_jax.training.train_step import make_train_step
@@ -72,8 +73,9 @@ def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *,
     def initialise(key):
         return create_state(initial_variables(key), optimizer.transform, ema=config.optimizer.ema_decay > 0)
 
-    state = jax.jit(initialise, out_shardings=mesh_lib.replicated(mesh))(key)
-    step_function = make_train_step(model, optimizer.transform, config, mesh)
+    shardings = tree_shardings(jax.eval_shape(initialise, key), mesh)
+    state = jax.jit(initialise, out_shardings=shardings)(key)
+    step_function = make_train_step(model, optimizer.transform, config, mesh, shardings)
 
     with Checkpoints(workdir, config, classes) as checkpoints:
         # -------------------------------------------------------------------------------------------- where to start
@@ -133,11 +135,7 @@ def run_evaluation(
     check_architecture(found.config, config, where=f"checkpoint of step {found.step} in {workdir}")
     mesh_lib.check_batch_sizes(config)
     val = load_sets(config, train=False).val
-    if val.labels.max() >= len(found.classes):
-        raise CheckpointError(
-            f"{val.where} has labels up to {val.labels.max()}; the checkpoint has {len(found.classes)} classes. "
-            "Evaluate on images of the set it was trained on"
-        )
+    check_class_names(val, found.classes)
     out = out or workdir / f"evaluation_{Path(val.where).stem}"
     check_writable(out)
     LOG.info("step %d of %s on %s", found.step, workdir, val.where)
@@ -146,6 +144,22 @@ def run_evaluation(
     metrics = evaluate_classifier(predictor, variables, val, found.classes, config, out, step=found.step)
     LOG.info("%s", format_accuracies(metrics, np.asarray(found.classes.image_counts), group_borders(config)))
     LOG.info("results are in %s", out)
+
+
+def check_class_names(val: ImageSet, classes: Classes) -> None:
+    """Raises CheckpointError unless the labels of a validation set mean the classes of the checkpoint."""
+    if len(val.class_names) > len(classes):
+        raise CheckpointError(
+            f"{val.where} has {len(val.class_names)} classes, the checkpoint {len(classes)}. Evaluate on images of the "
+            "set it was trained on"
+        )
+    # A list of images may lack the last classes, and names them by number where its folders do not.
+    for label, (own, known) in enumerate(zip(val.class_names, classes.names, strict=False)):
+        if own != known and str(label) not in (own, known):
+            raise CheckpointError(
+                f"{val.where} has class {label} = {own!r}, the checkpoint {known!r}. Evaluate on images of the set it "
+                "was trained on, with the same config.data"
+            )
 
 
 def evaluate_classifier(

@@ -22,7 +22,7 @@ from eql_jax.convert.table import Match, detectron2_table, match_tensors, to_det
 from eql_jax.convert.unpickle import write_pickle
 from eql_jax.models import build_model, init_model
 from eql_jax.models.box_head import configured_loss
-from eql_jax.training.checkpoints import Checkpoints, load_for_inference
+from eql_jax.training.checkpoints import Checkpoints, load_detector
 from eql_jax.training.compatibility import Classes, flatten
 from eql_jax.training.state import TrainState
 from eql_jax.training.tail import class_frequencies
@@ -186,7 +186,7 @@ def export_detectron2(workdir: str | Path, out: Path, *, checkpoint: str = "best
     """
     if out.exists():
         raise ConversionError(f"{out} exists already; choose another --out, or remove it")
-    found = load_for_inference(workdir, checkpoint=checkpoint)
+    found = load_detector(workdir, checkpoint=checkpoint)
     if found.config.model.backbone.kind == "senet":
         raise ConversionError(f"{workdir} has a SENet backbone, which detectron2 does not have")
     arrays = {name: np.asarray(array) for name, array in flatten(found.variables).items()}

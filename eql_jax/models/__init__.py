@@ -10,7 +10,8 @@ from eql_jax.class_losses import ClassFrequencies
 from eql_jax.models.backbones import frozen_prefixes
 from eql_jax.models.c4 import C4MaskRCNN
 from eql_jax.models.cascade import CascadeMaskRCNN
-from eql_jax.models.mask_rcnn import Detections, MaskRCNN
+from eql_jax.models.mask_rcnn import MaskRCNN
+from eql_jax.models.structures import Detections
 
 __all__ = ["Detections", "MaskRCNN", "build_model", "init_model", "trainable_mask"]
 

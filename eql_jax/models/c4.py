@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from eql_jax.models.backbones import make_stage
 from eql_jax.models.box_head import BoxHead
-from eql_jax.models.mask_rcnn import ClassRules, MaskRCNN
+from eql_jax.models.mask_rcnn import MaskRCNN
+from eql_jax.models.structures import ClassRules
 from eql_jax.models.targets import GroundTruth, RoITargets
 
 

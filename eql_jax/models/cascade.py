@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from eql_jax.models.box_head import BoxHead
-from eql_jax.models.mask_rcnn import BoxOutputs, ClassRules, MaskRCNN
+from eql_jax.models.mask_rcnn import MaskRCNN
 from eql_jax.models.per_image import map_images
+from eql_jax.models.structures import BoxOutputs, ClassRules
 from eql_jax.models.targets import GroundTruth, RematchedRoIs, RoITargets, rematched_targets
 from eql_jax.ops.boxes import clip_boxes, decode_boxes
 

@@ -263,6 +263,19 @@ def load_for_inference(workdir: str | Path, *, checkpoint: str | int = "best") -
     return InferenceModel(run["config"], run["classes"], arrays[weights], memory[0], int(path.name), memory[1])
 
 
+def load_detector(workdir: str | Path, *, checkpoint: str | int = "best") -> InferenceModel:
+    """`load_for_inference` of a run that trained a detector.
+
+    Raises:
+        CheckpointError: also where the run had another task.
+    """
+    found = load_for_inference(workdir, checkpoint=checkpoint)
+    task = config_lib.task_of(found.config)
+    if task != config_lib.DETECTION:
+        raise CheckpointError(f"{workdir} is of a run with the task {task!r}; expected one of {config_lib.DETECTION!r}")
+    return found
+
+
 def find_checkpoint(workdir: str | Path, *, checkpoint: str | int = "best") -> Path:
     """Path of a checkpoint; arguments and errors as for `load_for_inference`."""
     workdir = Path(workdir)

@@ -4,6 +4,7 @@ Shapes: B images of the global batch (sharded over the mesh's 'data' axis), K fo
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,9 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
-from eql_jax.models import MaskRCNN, init_model
+from eql_jax.models import MaskRCNN
 from eql_jax.training.optimizer import update_ema
-from eql_jax.training.sharding import tree_shardings
-from eql_jax.training.state import TrainState, create_state
+from eql_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 NO_IMAGE = 2**32 - 1  # the id of rows without an image, see mesh.put_batch
@@ -41,6 +41,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     mesh: Mesh,
+    shardings: Any = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Returns the jitted step(state, batch) -> (state, metrics); `state` is donated.
 
@@ -48,8 +49,9 @@ def make_train_step(
       model: the detector.
       optimizer: an optax transformation over state.params.
       config: the whole configuration; seed, train and optimizer.ema_decay are read.
-      mesh: axes 'data' and 'model'; the batch is sharded over the first, classifiers over the second (see `sharding`),
-        everything else replicated.
+      mesh: axes 'data' and 'model'; the batch is sharded over the first.
+      shardings: a TrainState of shardings, from `sharding.tree_shardings`, which spreads classifiers over the second
+        axis. None: all of the state on every device.
 
     Metrics are float32 scalars: loss (the weighted sum), loss_<term> for each of LOSS_TERMS that the model has,
     grad_norm, num_positive_anchors and num_foreground; of a cascade also cls_stage0, box_stage0 and so on.
@@ -60,7 +62,6 @@ def make_train_step(
 
     Raises:
       ValueError: the batch does not divide by the devices and the accumulation.
-      ConfigError: the classifier's columns do not divide by the devices on the mesh's model axis.
     """
     parts = config.train.gradient_accumulation
     devices = mesh.shape["data"]
@@ -109,10 +110,7 @@ def make_train_step(
         return state, metrics
 
     replicated, by_image = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    placed = replicated
-    if mesh.shape["model"] > 1:
-        start = lambda: create_state(init_model(model, jax.random.key(0)), optimizer, ema=ema_decay > 0)  # noqa: E731
-        placed = tree_shardings(jax.eval_shape(start), mesh)
+    placed = replicated if shardings is None else shardings
     options = dict(out_shardings=(placed, replicated), donate_argnums=0)
     # The seed is an argument, so that runs of other seeds find the programme in the compile cache.
     seeded = jax.jit(step, in_shardings=(placed, by_image, replicated), **options)

@@ -1,5 +1,6 @@
 """Accuracies of many, medium and few classes against a hand-worked case, and the files that are written."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 from eql_jax.classification.evaluation import Hits, accuracies, count_hits, format_accuracies, write_results
 from eql_jax.classification.image_set import ImageSet, classes_of
 from eql_jax.classification.long_tail import GroupBorders
+from eql_jax.classification.run import check_class_names
+from eql_jax.training.compatibility import Classes
+from eql_jax.training.errors import CheckpointError
 
 COUNTS = np.array([500, 101, 100, 20, 19, 3])
 HITS = Hits(np.array([10, 10, 10, 20, 10, 0]), np.array([9, 7, 5, 3, 1, 0]))
@@ -33,6 +37,21 @@ def test_hits_of_batches():
     ]
     hits = count_hits(lambda _, x: x[:, 0, 0, 0].astype(np.int32), {}, batches, num_classes=3)
     assert hits.images.tolist() == [1, 2, 3] and hits.right.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat", "dog", "owl"), "pictures has 3 classes, the checkpoint 2"),
+        (("dog", "cat"), "pictures has class 0 = 'dog', the checkpoint 'cat'"),
+        (("cat",), None),  # a list that lacks the last class
+        (("0", "1"), None),  # a list that names no class
+    ],
+)
+def test_pictures_of_other_classes_are_refused(names, message):
+    val = ImageSet("pictures", np.arange(len(names)), names, None)
+    with pytest.raises(CheckpointError, match=message) if message else contextlib.nullcontext():
+        check_class_names(val, Classes((0, 1), ("cat", "dog"), ("f", "r")))
 
 
 def test_files(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from configs import base
 from eql_jax.class_losses import ClassFrequencies
 from eql_jax.models import build_model, cascade
-from eql_jax.models.mask_rcnn import ClassRules
+from eql_jax.models.structures import ClassRules
 from eql_jax.models.targets import GroundTruth, RoITargets, rematched_targets
 
 K, B, R = 4, 2, 12

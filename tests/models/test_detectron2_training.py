@@ -18,7 +18,8 @@ from eql_jax.convert.table import detectron2_table, find_rule
 from eql_jax.data.polygons import crop_mask
 from eql_jax.losses import tail_mask_from_threshold
 from eql_jax.models import trainable_mask
-from eql_jax.models.mask_rcnn import BOX_WEIGHTS, ClassRules
+from eql_jax.models.mask_rcnn import BOX_WEIGHTS
+from eql_jax.models.structures import ClassRules
 from eql_jax.models.targets import GroundTruth, roi_targets, rpn_targets
 from eql_jax.ops import crop_and_resize_masks, encode_boxes
 from eql_jax.training.compatibility import flatten

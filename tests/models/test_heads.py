@@ -10,7 +10,8 @@ from eql_jax.class_losses.sigmoid import Sigmoid
 from eql_jax.models import init_model
 from eql_jax.models.box_head import BoxHead
 from eql_jax.models.mask_head import MaskHead
-from eql_jax.models.mask_rcnn import ClassRules, MaskRCNN
+from eql_jax.models.mask_rcnn import MaskRCNN
+from eql_jax.models.structures import ClassRules
 from eql_jax.models.targets import GroundTruth, rematched_targets
 from tests.models.test_mask_rcnn import C4, CASCADE, K, tiny_batch, tiny_model
 

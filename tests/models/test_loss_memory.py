@@ -13,7 +13,7 @@ from eql_jax.class_losses import ClassFrequencies, ClassLoss, LossInputs
 from eql_jax.class_losses.sigmoid import Sigmoid
 from eql_jax.models import build_model, init_model
 from eql_jax.models.box_head import BoxHead
-from eql_jax.models.mask_rcnn import ClassRules
+from eql_jax.models.structures import ClassRules
 from eql_jax.training.mesh import make_mesh
 from eql_jax.training.state import create_state
 from eql_jax.training.train_step import make_train_step

@@ -14,7 +14,7 @@ from eql_jax.class_losses.sigmoid import Sigmoid
 from eql_jax.models import build_model, init_model, trainable_mask
 from eql_jax.models.box_head import BoxHead
 from eql_jax.models.mask_head import MaskHead
-from eql_jax.models.mask_rcnn import ClassRules
+from eql_jax.models.structures import ClassRules
 from eql_jax.training.eval_step import make_detector
 from eql_jax.training.mesh import make_mesh
 from eql_jax.training.optimizer import make_optimizer

@@ -19,7 +19,8 @@ from eql_jax.class_losses import ClassFrequencies
 from eql_jax.convert.table import detectron2_table, find_rule
 from eql_jax.data.polygons import crop_mask
 from eql_jax.losses import tail_mask_from_threshold
-from eql_jax.models.mask_rcnn import ClassRules, MaskRCNN
+from eql_jax.models.mask_rcnn import MaskRCNN
+from eql_jax.models.structures import ClassRules
 from eql_jax.models.targets import GroundTruth, RoITargets, RPNTargets
 from eql_jax.ops import encode_boxes
 from eql_jax.training.compatibility import flatten

@@ -137,8 +137,9 @@ def detector_steps(data: int, model_axis: int, classes: int = 31, steps: int = 2
     shapes = jax.eval_shape(lambda: init_model(model, jax.random.key(0)))["params"]
     optimizer = make_optimizer(config, shapes, trainable=trainable_mask(shapes, config)).transform
     start = create_state({"params": drawn(shapes)}, optimizer, ema=True)
-    state = jax.device_put(start, tree_shardings(start, mesh))
-    step = make_train_step(model, optimizer, config, mesh)
+    shardings = tree_shardings(start, mesh)
+    state = jax.device_put(start, shardings)
+    step = make_train_step(model, optimizer, config, mesh, shardings)
     metrics, compiled = [], None
     for seed in range(steps):
         batch = synthetic_batch(

@@ -13,7 +13,7 @@ import pytest
 from eql_jax.training import checkpoints as checkpoints_lib
 from eql_jax.training import disk
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import Checkpoints, find_checkpoint, load_for_inference
+from eql_jax.training.checkpoints import Checkpoints, find_checkpoint, load_detector, load_for_inference
 from eql_jax.training.compatibility import Classes
 from eql_jax.training.errors import CheckpointError, ConfigError
 from eql_jax.training.warm_start import init_from
@@ -89,6 +89,15 @@ def test_inference_loads_the_average_and_the_classes(tmp_path):
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(found.params))
     for path in (tmp_path / "checkpoints", tmp_path / "checkpoints" / "7"):
         assert load_for_inference(path).step == 7
+
+
+def test_a_run_of_another_task_is_no_detector(tmp_path):
+    config = toy.make_config()
+    config.task = "classification"
+    save(tmp_path, config, random_state(config))
+    assert load_for_inference(tmp_path).config.task == "classification"
+    with pytest.raises(CheckpointError, match="of a run with the task 'classification'; expected one of 'detection'"):
+        load_detector(tmp_path)
 
 
 def test_without_average_and_statistics(tmp_path):
