@@ -35,6 +35,7 @@ from eql_jax.class_losses.protocol import (
     ClassLoss,
     LossInputs,
     SoftmaxClassLoss,
+    check_frequencies,
     option_defaults,
     sigmoid_bias,
 )
@@ -111,12 +112,14 @@ def make_class_loss(
       options: the loss's own; what is not given has the default of the class.
 
     Raises:
-      ValueError: no such loss or option, or a value that is not allowed.
+      ValueError: no such loss or option, a value that is not allowed, or counts, letters or a tail of another number of
+        classes.
     """
     try:
         kind = class_loss_type(name)
     except ValueError as e:
         raise ValueError(f"loss is {name!r}; {e}") from e
+    check_frequencies(frequencies)
     options, defaults = dict(options or {}), option_defaults(kind)
     for key, value in options.items():
         if key not in defaults:

@@ -27,7 +27,7 @@ class Efl(ClassLoss):
     def __post_init__(self) -> None:
         check_range("gamma", self.gamma, 0, above=True)
         check_range("scale", self.scale, 0)
-        if self.alpha >= 0:
+        if not self.alpha < 0:  # and so NaN is checked
             check_range("alpha", self.alpha, 0, 1)
 
     def init_state(self) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ class Eql(ClassLoss):
 
     takes_annotated = True
     takes_tail = True
+    takes_verified = True
     takes_padding = True
 
     def loss(self, logits, labels, state, inputs):

@@ -32,7 +32,15 @@ class Federated(ClassLoss):
         check_range("num_sampled", self.num_sampled, 1)
         check_range("power", self.power, 0)
         check_range("images_per_set", self.images_per_set, 0)
+        if self.images_per_set and not self.background:
+            raise ValueError(
+                f"images_per_set is {self.images_per_set}; expected 0 without background, where all rows share a set"
+            )
         check_choice("count_by", self.count_by, COUNTS)
+
+    @property
+    def images_multiple(self) -> int:
+        return max(1, self.images_per_set)
 
     def loss(self, logits, labels, state, inputs):
         counts, key = self.counts(self.count_by), required_key(self, inputs)

@@ -21,7 +21,7 @@ class Focal(ClassLoss):
     takes_padding = True
 
     def __post_init__(self) -> None:
-        if self.alpha >= 0:
+        if not self.alpha < 0:  # and so NaN is checked
             check_range("alpha", self.alpha, 0, 1)
         check_range("gamma", self.gamma, 0)
 

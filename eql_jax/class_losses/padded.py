@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eql_jax import losses
-from eql_jax.class_losses.protocol import ClassFrequencies, ClassLoss, LossInputs, State
+from eql_jax.class_losses.protocol import ClassFrequencies, ClassLoss, LossInputs, State, check_frequencies
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,6 +23,14 @@ class Padded(ClassLoss):
     @property
     def takes_tail(self) -> bool:
         return self.inner.takes_tail
+
+    @property
+    def takes_verified(self) -> bool:
+        return self.inner.takes_verified
+
+    @property
+    def images_multiple(self) -> int:
+        return self.inner.images_multiple
 
     @property
     def num_logits(self) -> int:
@@ -51,9 +59,11 @@ def pad_class_loss(loss: ClassLoss, multiple: int) -> ClassLoss:
     Value and gradient stay what they are.
 
     Raises:
-      ValueError: the loss is not one sigmoid per class (`takes_padding`).
+      ValueError: the loss is not one sigmoid per class (`takes_padding`), or what it knows of the classes is of another
+        number of them.
     """
     known = loss.frequencies
+    check_frequencies(known)
     columns = losses.padded_count(loss.num_classes, multiple)
     if multiple > 1 and not loss.takes_padding:
         raise ValueError(

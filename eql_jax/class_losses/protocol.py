@@ -31,6 +31,19 @@ class ClassFrequencies(NamedTuple):
     num_images: int | None = None
     tail: np.ndarray | None = None
 
+    def _content(self) -> tuple:
+        return tuple((x.dtype.str, x.shape, x.tobytes()) if isinstance(x, np.ndarray) else x for x in self)
+
+    # By content, so that a Flax module which has one can be compared and hashed.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClassFrequencies) and self._content() == other._content()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
 
 class LossInputs(NamedTuple):
     """What a loss may be told about a batch besides logits and labels; None where there is nothing to tell.
@@ -65,6 +78,7 @@ class ClassLoss(abc.ABC):
     exclusive_scores: ClassVar[bool] = False
     takes_annotated: ClassVar[bool] = False  # whether `loss` reads LossInputs.annotated
     takes_tail: ClassVar[bool] = False  # whether it reads ClassFrequencies.tail
+    takes_verified: ClassVar[bool] = False  # whether it reads LossInputs.verified
     # Whether each class has a sigmoid of its own, so that columns of classes without objects can be added at the end
     takes_padding: ClassVar[bool] = False
 
@@ -85,6 +99,11 @@ class ClassLoss(abc.ABC):
         Nothing in training depends on it; whoever looks at the weights and gradients of a class does.
         """
         return np.arange(self.num_classes)
+
+    @property
+    def images_multiple(self) -> int:
+        """What the number of images of a step must be a multiple of."""
+        return 1
 
     def initial_bias(self, prior: float) -> np.ndarray:
         """float32 [C] of the classifier's bias; `prior` is the score that all classes shall start with."""
@@ -155,6 +174,16 @@ class SoftmaxClassLoss(ClassLoss):
 def sigmoid_bias(prior: float) -> float:
     """The bias under which a sigmoid starts at `prior`: -log((1 - prior) / prior)."""
     return -math.log((1 - prior) / prior)
+
+
+def check_frequencies(frequencies: ClassFrequencies) -> None:
+    """Raises ValueError unless all that is known of the classes is of as many classes."""
+    count = frequencies.num_classes
+    for name in ("letters", "image_counts", "instance_counts", "tail"):
+        known = getattr(frequencies, name)
+        shape = None if known is None else np.shape(known)
+        if shape not in (None, (count,), (0,)):  # (0,): not known, as checkpoints have it
+            raise ValueError(f"{name} of the classes has shape {shape}; expected ({count},), the number of classes")
 
 
 def option_defaults(kind: type[ClassLoss]) -> dict[str, Any]:

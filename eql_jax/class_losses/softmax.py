@@ -13,5 +13,7 @@ class Softmax(SoftmaxClassLoss):
     takes_annotated = True
 
     def loss(self, logits, labels, state, inputs):
-        annotated = inputs.annotated if self.background else None
-        return losses.softmax_cross_entropy_loss(logits, labels, annotated_classes=annotated), state
+        loss = losses.softmax_cross_entropy_loss(
+            logits, labels, background=self.background, annotated_classes=inputs.annotated
+        )
+        return loss, state

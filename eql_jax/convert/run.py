@@ -115,7 +115,12 @@ def convert(
 
     model = build_model(config, len(classes), class_frequencies(classes))
     key = jax.random.key(config.seed)
-    wanted = flatten(jax.eval_shape(lambda: init_model(model, key)))
+
+    def initial_variables(key):  # a loss's memory belongs to training and has no place in a file
+        found = init_model(model, key)
+        return flatten({name: found[name] for name in ("params", "batch_stats")})
+
+    wanted = jax.eval_shape(initial_variables, key)
     shapes = {name: leaf.shape for name, leaf in wanted.items()}
     table = detectron2_table(config, channels=settings["channels"].value)
     match = match_tensors(tensors, shapes, table)
@@ -127,7 +132,7 @@ def convert(
     report.append(f"{len(arrays)} of {len(shapes)} arrays of the model loaded")
     if fresh:
         # Compiled for these alone: the initialisers of a whole ResNet take most of a minute to compile.
-        initial = jax.jit(lambda key: {k: v for k, v in flatten(init_model(model, key)).items() if k in fresh})(key)
+        initial = jax.jit(lambda key: {k: v for k, v in initial_variables(key).items() if k in fresh})(key)
         arrays |= {name: np.asarray(array) for name, array in initial.items()}
         report.append(f"freshly initialised (seed {config.seed}): {_names(fresh)}")
     unused = _explained(match.unused)
@@ -259,7 +264,8 @@ def _detectron2_settings(m: ConfigDict, num_classes: int, channels: str) -> list
         + (
             " (detectron2's own)"
             if h.loss == "softmax"
-            else f" ({configured_loss(m, ClassFrequencies(num_classes)).num_logits} logits)"
+            else f" ({configured_loss(m, ClassFrequencies(num_classes)).num_logits} logits"
+            + (f", by cosines times {h.cosine_temperature:g})" if h.classifier == "cosine" else ")")
         ),
     ]
 

@@ -129,14 +129,16 @@ def softmax_cross_entropy_loss(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
+    background: bool = True,
     annotated_classes: ArrayLike | None = None,
     normalizer: ArrayLike | None = None,
 ) -> jax.Array:
     """Softmax cross-entropy: detectron2's default box head, and plain classification.
 
     Args:
-      logits: float [..., R, K + 1], background last. (For classification without background: one column per class.)
+      logits: float [..., R, K + 1], background last; [..., R, K] without background.
       labels: int [..., R], 0..K, K is background; -1 counts nowhere.
+      background: False for classification without background. It matters for annotated_classes alone.
       annotated_classes: bool, broadcasts to [..., R, K] ([B, 1, K] for images of R rows): classes that are False are
         left out of the denominator, except of their own objects' rows; background never is. None: all are in it.
       normalizer: scalar to divide by, instead of the number of rows with label >= 0.
@@ -152,8 +154,9 @@ def softmax_cross_entropy_loss(
     valid = labels >= 0
     target = labels[..., None] == jnp.arange(logits.shape[-1])
     if annotated_classes is not None:
-        annotated = broadcast_bool("annotated_classes", annotated_classes, (*labels.shape, logits.shape[-1] - 1))
-        background = jnp.ones((*labels.shape, 1), bool)
-        logits = jnp.where(target | jnp.concatenate([annotated, background], axis=-1), logits, -jnp.inf)
+        classes = (*labels.shape, logits.shape[-1] - background)
+        annotated = broadcast_bool("annotated_classes", annotated_classes, classes)
+        always = jnp.ones((*labels.shape, int(background)), bool)
+        logits = jnp.where(target | jnp.concatenate([annotated, always], axis=-1), logits, -jnp.inf)
     total = jnp.sum(softmax_ce(logits, target, valid))
     return divide_or_zero(total, jnp.sum(valid) if normalizer is None else normalizer)

@@ -159,10 +159,16 @@ class CosineClassifier(nn.Module):
         """x [R,F] -> [R,features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        x = x.astype(jnp.float32)
-        x = self.temperature * x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
-        kernel = kernel / (jnp.linalg.norm(kernel, axis=0) + 1e-6)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        directions = [direction(x.astype(jnp.float32), axis=-1), direction(kernel, axis=0)]
+        x, kernel = (v.astype(self.dtype) for v in directions)
+        return self.temperature * jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias
+
+
+def direction(x: jax.Array, axis: int) -> jax.Array:
+    """x / (norm over axis + 1e-6); a vector of zeros has gradient 0 through its norm, as in PyTorch."""
+    squares = jnp.sum(x * x, axis=axis, keepdims=True)
+    norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    return x / (norm + 1e-6)
 
 
 class BoxPredictor(nn.Module):

@@ -75,6 +75,8 @@ ADDED_FIELDS = {
 }
 # Sections whose keys are arguments of a function or fields of a class, which checks them itself
 FREE_SECTIONS = ("data.supershapes", "model.box_head.loss_options", "loss.options")
+# {name of a loss: its options}
+OPTIONS_OF = {"model.box_head.loss": "model.box_head.loss_options", "loss.name": "loss.options"}
 DETECTION = "detection"  # the task of configs without a field `task`
 
 
@@ -108,6 +110,7 @@ def load_config(
     given = {match["key"] for word in overrides if (match := OVERRIDE.fullmatch(word))}
     _check_known(config, base, "the config" if isinstance(source, ConfigDict) else str(source))
     _check_overrides(config, overrides)
+    _drop_options_of_other_losses(config, overrides)
     overrides = _apply_free(config, overrides)
     try:
         holder = flags.FlagValues()
@@ -307,6 +310,18 @@ def _is_number(word: str) -> bool:
     return True
 
 
+def _drop_options_of_other_losses(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Where the command line names another loss than the config, the config's options are not for it."""
+    for i, word in enumerate(overrides):
+        match = OVERRIDE.fullmatch(word)
+        if match is None or match["key"] not in OPTIONS_OF:
+            continue
+        name = match["value"] if match["value"] is not None else "".join(overrides[i + 1 : i + 2])
+        if name != _get(config, match["key"]):
+            section, _, field = OPTIONS_OF[match["key"]].rpartition(".")
+            _get(config, section)[field] = ConfigDict()
+
+
 def _apply_free(config: ConfigDict, overrides: list[str]) -> list[str]:
     """Sets the overrides of free sections, whose keys need not exist yet; returns the others."""
     rest = []
@@ -323,9 +338,11 @@ def _apply_free(config: ConfigDict, overrides: list[str]) -> list[str]:
         except (SyntaxError, ValueError):
             value = text
         with _get(config, section).unlocked() as fields:
-            if key in fields and type(fields[key]) is not type(value):
+            # A loss says itself of which type its options are.
+            if section == "data.supershapes" and key in fields and type(fields[key]) is not type(value):
                 raise ConfigError(f"--config.{match['key']} is {value!r}; expected {type(fields[key]).__name__}")
-            fields[key] = value
+            with fields.ignore_type():
+                fields[key] = value
     return rest
 
 

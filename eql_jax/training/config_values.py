@@ -311,9 +311,22 @@ def _class_loss_faults(config: ConfigDict) -> Iterator[str]:
     try:
         # Values are the loss's own to check; the classes are only there to have some.
         counts = np.array([1, 20, 300])
-        configured_loss(config.model, ClassFrequencies(3, ("r", "c", "f"), counts, counts, 300, counts < 100))
+        loss = configured_loss(config.model, ClassFrequencies(3, ("r", "c", "f"), counts, counts, 300, counts < 100))
     except ValueError as e:
         yield f"model.box_head.loss_options: {e}"
+        return
+    images = config.train.batch_size // max(1, config.train.gradient_accumulation)
+    if images % loss.images_multiple:
+        yield (
+            f"train.batch_size {config.train.batch_size} with train.gradient_accumulation "
+            f"{config.train.gradient_accumulation} gives parts of {images} images; {h.loss!r} asks for a multiple of "
+            f"{loss.images_multiple} (model.box_head.loss_options)"
+        )
+    eql = config.model.eql
+    if eql.verified_negatives and not kind.takes_verified:
+        yield f"model.eql.verified_negatives is True; expected False for {h.loss!r}, which does not read them"
+    if not eql.background_keeps_negatives and h.loss != "eql":
+        yield f"model.eql.background_keeps_negatives is False; expected True for {h.loss!r}, which does not read it"
     if config.data.extra_sets and not kind.takes_annotated:
         takes = ", ".join(repr(name) for name, loss in sorted(REGISTRY.items()) if loss.takes_annotated)
         yield (

@@ -46,8 +46,9 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: tuple[tuple[str, P], ...] = RUL
             if axis is not None and size % mesh.shape[axis]:
                 raise ConfigError(
                     f"{name} has shape {leaf.shape}, whose {size} columns do not divide by config.mesh.{axis} "
-                    f"{mesh.shape[axis]}; set config.model.box_head.class_multiple to {mesh.shape[axis]}, which adds "
-                    "columns to losses with a sigmoid per class, or take a config.mesh.model that divides"
+                    f"{mesh.shape[axis]}. Take a config.mesh.model that divides; or, for a detector whose loss has a "
+                    f"sigmoid per class, set config.model.box_head.class_multiple to {mesh.shape[axis]}, which adds "
+                    "columns"
                 )
         return NamedSharding(mesh, spec)
 

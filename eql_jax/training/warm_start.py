@@ -24,6 +24,8 @@ _CONVENTIONS = ("model.pixel_mean", "model.pixel_std", "model.backbone.stride_in
 def init_from(state: TrainState, source: str | Path, config: ConfigDict) -> TrainState:
     """`state` with the parameters and statistics of another run's checkpoint, at step 0 with a fresh optimizer.
 
+    A loss's memory, if it has one, starts anew: it is of the other run's data.
+
     Arrays go by path; those that are absent there or of another shape (a head of other classes) keep their fresh values
     and are listed in the log. So are the model's settings that are others than there.
 
@@ -53,6 +55,8 @@ def init_from(state: TrainState, source: str | Path, config: ConfigDict) -> Trai
             f"train.init_from {source}: not one of {total} arrays fits this model; the first is {skipped[0]}"
         )
     LOG.info("started from %s, step %d: %d of %d arrays", source, found.step, total - len(skipped), total)
+    if jax.tree.leaves(state.loss_state):
+        LOG.info("the memory of the classification loss starts anew")
     if skipped:
         LOG.warning("not taken from %s, freshly initialised: %s", source, ", ".join(skipped))
     ema = None if state.ema_params is None else jax.tree.map(lambda x: x.copy(), merged["params"])

@@ -141,6 +141,10 @@ def test_without_background(loss):
     value, grad, _ = value_grad_state(plain, logits, labels)
     assert np.isfinite(value) and np.isfinite(grad).all() and not np.any(grad[3])
     assert plain.scores(logits).shape == (5, K)
+    if plain.takes_annotated:
+        annotated = jnp.ones(K, bool).at[4].set(False)  # label 4 is not there; the last class is as good as any
+        _, grad, _ = value_grad_state(plain, logits, labels, inputs=INPUTS._replace(annotated=annotated))
+        assert not np.any(grad[:, 4]) and np.any(grad[:, 5])
 
 
 # ---------------------------------------------------------------------------------------------------- by name
@@ -174,6 +178,30 @@ def test_a_loss_from_elsewhere():
         make_class_loss("nowhere:Loss", FREQUENCIES)
     with pytest.raises(ValueError, match="expected a subclass of eql_jax.class_losses.ClassLoss"):
         make_class_loss("json:JSONDecoder", FREQUENCIES)
+
+
+@pytest.mark.parametrize("field", ["letters", "image_counts", "instance_counts", "tail"])
+def test_frequencies_of_another_number_of_classes(field):
+    wrong = FREQUENCIES._replace(**{field: getattr(FREQUENCIES, field)[:-1]})
+    for make in (
+        lambda: make_class_loss("seql", wrong),
+        lambda: class_losses.pad_class_loss(Eql(wrong), 4),
+    ):
+        with pytest.raises(ValueError, match=rf"{field} of the classes has shape \(5,\); expected \(6,\)"):
+            make()
+
+
+def test_frequencies_are_compared_by_content():
+    """A Flax module that has them can be compared and hashed."""
+    same = FREQUENCIES._replace(image_counts=COUNTS.copy())
+    other = FREQUENCIES._replace(image_counts=COUNTS + 1)
+    assert same == FREQUENCIES and hash(same) == hash(FREQUENCIES) and other != FREQUENCIES
+
+
+def test_nan_is_no_alpha():
+    for name in ("focal", "efl"):
+        with pytest.raises(ValueError, match="alpha is nan"):
+            make_class_loss(name, FREQUENCIES, options={"alpha": float("nan")})
 
 
 def test_frequencies_that_are_missing_are_named():

@@ -241,8 +241,12 @@ def test_msra_backbone(write, tensors):
 
 
 def test_torchvision_backbone_in_detectron2s_names(write, tensors):
+    """For a loss with a memory, which is no part of what is converted."""
     backbone = {k.removeprefix(B): v for k, v in tensors.items() if k.startswith(B)}
-    found = run(write(backbone, author="torchvision"), count=3, backbone_only=True)
+    seesaw = narrow_config(**{"model.box_head.loss": "seesaw"})
+    found = run(write(backbone, author="torchvision"), count=3, config=seesaw, backbone_only=True)
+    assert set(found.variables) == {"params", "batch_stats"}
+    assert found.variables["params"]["box_head"]["cls_score"]["bias"].shape == (5,)
     m = found.config.model
     assert m.pixel_std == IMAGENET_STD and not m.backbone.stride_in_1x1
     assert "channels: rgb (torchvision's weights in detectron2's names)" in "\n".join(found.report)

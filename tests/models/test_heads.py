@@ -1,5 +1,6 @@
 """Box and mask heads with convolutions and norms against NumPy, C4's shared features, masks of given boxes."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from eql_jax.class_losses import ClassFrequencies
 from eql_jax.class_losses.sigmoid import Sigmoid
 from eql_jax.models import init_model
-from eql_jax.models.box_head import BoxHead
+from eql_jax.models.box_head import BoxHead, CosineClassifier
 from eql_jax.models.mask_head import MaskHead
 from eql_jax.models.mask_rcnn import MaskRCNN
 from eql_jax.models.structures import ClassRules
@@ -106,6 +107,21 @@ def test_mask_head_with_norms(norm):
     kernel, bias = (np.asarray(p["predictor"][k], np.float64) for k in ("kernel", "bias"))
     expected = np.stack([up[r] @ kernel[:, c] + bias[c] for r, c in enumerate(classes)])
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_cosine_classifier_by_hand():
+    """Temperature times the cosine, plus bias; a row of zeros has the bias alone, and finite gradients."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 5)).astype(np.float32)
+    x[1] = 0
+    layer = CosineClassifier(4, 20.0, jnp.float32, nn.initializers.normal(1.0), nn.initializers.normal(1.0))
+    params = layer.init(jax.random.key(0), x)
+    kernel, bias = (np.asarray(params["params"][k], np.float64) for k in ("kernel", "bias"))
+    norms = np.linalg.norm(x, axis=1, keepdims=True) * np.linalg.norm(kernel, axis=0)
+    cosines = np.divide(x @ kernel, norms, out=np.zeros((3, 4)), where=norms > 0)
+    np.testing.assert_allclose(layer.apply(params, x), 20 * cosines + bias, atol=1e-4)
+    grads = jax.grad(lambda p, x: jnp.sum(layer.apply(p, x) ** 2), argnums=(0, 1))(params, x)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 @pytest.mark.slow

@@ -70,6 +70,19 @@ def test_overrides(tmp_path, words, key, value):
             "--config.model.box_head.loss_options.x=1",
             r"loss_options is {'x': 1}; the options of 'eql' are those of model\.eql",
         ),
+        (
+            "--config.model.box_head.loss=federated --config.model.box_head.loss_options.images_per_set=2 "
+            "--config.train.gradient_accumulation=16",
+            r"gradient_accumulation 16 gives parts of 1 images; 'federated' asks for a multiple of 2",
+        ),
+        (
+            "--config.model.box_head.loss=sigmoid --config.model.eql.verified_negatives=True",
+            r"verified_negatives is True; expected False for 'sigmoid'",
+        ),
+        (
+            "--config.model.box_head.loss=sigmoid --config.model.eql.background_keeps_negatives=False",
+            r"background_keeps_negatives is False; expected True for 'sigmoid'",
+        ),
         ("--config.model.backbone.norm=bn", r"backbone\.norm is 'bn'"),
         ("--config.model.backbone.kind=senet --config.model.backbone.width_per_group=4", r"expected 0 for 'senet'"),
         ("--config.model.architecture=c4", r"pool_size is 7; expected an even number for 'c4'"),
@@ -111,6 +124,22 @@ def test_faulty_overrides(tmp_path, word, message):
 def test_faulty_files(tmp_path, body, message):
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, body=body)
+
+
+def test_options_of_losses_from_the_command_line(tmp_path):
+    """Whole numbers will do for others; options of the config's loss do not stay for another loss."""
+    seesaw = "--config.model.box_head.loss=seesaw"
+    config = load(
+        tmp_path, seesaw, "--config.model.box_head.loss_options.p=1", "--config.model.box_head.loss_options.p=0.5"
+    )
+    assert dict(config.model.box_head.loss_options) == {"p": 0.5}
+    body = "c.model.box_head.update(loss='federated', loss_options=dict(power=0.25))"
+    config = load(tmp_path, "--config.model.box_head.loss_options.power=1", body=body)
+    assert dict(config.model.box_head.loss_options) == {"power": 1}
+    for words in ((seesaw,), ("--config.model.box_head.loss", "seesaw")):
+        assert dict(load(tmp_path, *words, body=body).model.box_head.loss_options) == {}
+    config = load(tmp_path, "--config.model.box_head.loss=federated", body=body)
+    assert dict(config.model.box_head.loss_options) == {"power": 0.25}
 
 
 def test_missing_file_names_the_nearest(tmp_path):
