@@ -89,7 +89,7 @@ def _stages(golden: Golden, model, x: dict[str, Any]) -> dict[str, Any]:
 
     total = model.num_classes * x["boxes"].shape[1]
     found["detections"] = select_detections(
-        x["scores"] if golden.num_stages else model.scores(x["logits"]),
+        x["scores"] if golden.num_stages else model.box_head.scores(x["logits"]),
         x["deltas"] if golden.num_stages else found["box_deltas"],
         x["stage_boxes"][-1][0] if golden.num_stages else x["boxes"][0],
         x["size"][0],
@@ -125,7 +125,7 @@ def _cascade(golden: Golden, model, pyramid, x) -> dict[str, Any]:
     for k, boxes in enumerate(x["stage_boxes"]):
         logits, deltas = model.run_stage(k, pyramid, boxes)
         found |= {f"stage{k}_box_logits": logits[0], f"stage{k}_box_deltas": deltas[0]}
-        scores += model.scores(logits[0]) / golden.num_stages
+        scores += model.box_heads[k].scores(logits[0]) / golden.num_stages
         found[f"stage{k + 1}_proposal_boxes"] = model.refine(k, boxes, deltas, x["size"])[0]
     decoded = decode_boxes(deltas[0], boxes[0], weights=model.output_weights)
     return found | {"mean_scores": scores, "final_boxes": decoded}
