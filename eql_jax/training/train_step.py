@@ -121,5 +121,6 @@ def make_train_step(
             return seeded(state, batch, seed)
 
     of_this_seed = lambda state, batch: step(state, batch, seed)  # noqa: E731
-    run_step.jitted = jax.jit(of_this_seed, in_shardings=(placed, by_image), **options)  # for ahead-of-time compilation
+    # For ahead-of-time compilation: the same programme but for the seed, which is a constant in it.
+    run_step.jitted = jax.jit(of_this_seed, in_shardings=(placed, by_image), **options)
     return run_step
