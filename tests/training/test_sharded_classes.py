@@ -143,7 +143,7 @@ def test_shardings_of_a_tree():
     assert specs(mesh(4, 1)) == [P(), P(), P()]
     with pytest.raises(ConfigError, match=r"a/cls_score/bias has shape \(6,\), whose 6 columns do not divide by") as e:
         tree_shardings(tree, mesh(1, 4))
-    assert "config.mesh.model 4; set config.model.box_head.class_multiple to 4" in str(e.value)
+    assert "set config.model.box_head.class_multiple to 4, which adds columns" in str(e.value)
 
 
 def test_losses_that_cannot_be_padded_are_a_fault_of_the_config():
