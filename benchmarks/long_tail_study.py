@@ -1,13 +1,13 @@
-"""Losses for the long tail against each other: same data, same start, same steps, several seeds.
+"""Losses for the long tail against each other: same data, same features, same steps, several seeds.
 
-    python benchmarks/long_tail_study.py --out runs/study                 # the six arms of the table, three seeds
+    python benchmarks/long_tail_study.py --out runs/study                 # the arms of the table, three seeds
     python benchmarks/long_tail_study.py --out runs/study --arms sweep    # EQL at the paper's lambdas, and sigmoid
     python benchmarks/long_tail_study.py --list                           # what there is
     python benchmarks/long_tail_study.py --out runs/study --report        # tables and plots of what is finished
 
 A study goes on where it was: finished runs are in OUT/results.jsonl, one a line, and an unfinished one resumes from its
 last checkpoint in OUT/runs. After every run OUT/results.csv, OUT/table.md and the plots in OUT are written anew.
-long_tail_arms.py says what is compared, and how the shared checkpoint is made.
+long_tail_arms.py says what is compared and how the shared detector is made, long_tail_features.py how runs are trained.
 
 Exit status: 0 done, or stopped by Ctrl-C or SIGTERM with the state saved; 2 something to be put right by the user.
 """
@@ -15,10 +15,12 @@ Exit status: 0 done, or stopped by Ctrl-C or SIGTERM with the state saved; 2 som
 import argparse
 import dataclasses
 import gc
+import hashlib
 import json
 import logging
 import pathlib
 import resource
+import subprocess
 import sys
 import time
 
@@ -41,20 +43,23 @@ from benchmarks.long_tail_arms import (
     start_config,
     threshold_like,
 )
-from benchmarks.long_tail_report import FEW, METRICS, TYPES, write_report
+from benchmarks.long_tail_features import Features, pooled_features, train_head
+from benchmarks.long_tail_report import GROUPS as AP_GROUPS
+from benchmarks.long_tail_report import TYPES, limits, write_report
 from configs import base
-from eql_jax.data.categories import ClassStatistics
 from eql_jax.data.shapes.plan import long_tail_counts
 from eql_jax.data.shapes.scene import DIFFICULTIES
 from eql_jax.data.supershapes import ensure_supershapes
 from eql_jax.evaluation import evaluate
 from eql_jax.losses import tail_ratio
 from eql_jax.training import config as config_lib
-from eql_jax.training.checkpoints import find_checkpoint, load_for_inference
+from eql_jax.training.checkpoints import load_for_inference
 from eql_jax.training.compile_cache import enable_compile_cache
 from eql_jax.training.disk import write_atomically
 from eql_jax.training.errors import CheckpointError, UserError
-from eql_jax.training.inputs import load_training
+from eql_jax.training.inputs import Data, load_data
+
+OF_RUNS = ("steps", "learning_rate")  # fields of Scale that are no setting of the whole study
 
 
 class Stopped(Exception):
@@ -70,7 +75,7 @@ class Study:
 
     def __init__(self, out: pathlib.Path, scale: Scale):
         self.out, self.scale = out, scale
-        setting = {key: value for key, value in dataclasses.asdict(scale).items() if key != "steps"}
+        setting = {key: value for key, value in dataclasses.asdict(scale).items() if key not in OF_RUNS}
         path = out / "study.json"
         if path.is_file() and (found := json.loads(path.read_text())) != setting:
             changed = [f"{k} is {found.get(k)!r}, asked for is {v!r}" for k, v in setting.items() if found.get(k) != v]
@@ -80,7 +85,7 @@ class Study:
 
     @property
     def start(self) -> pathlib.Path:
-        """Workdir of the shared checkpoint."""
+        """Workdir of the shared detector."""
         return self.out / "start"
 
     def rows(self) -> list[dict]:
@@ -90,28 +95,39 @@ class Study:
 
     def report(self) -> None:
         """Writes the tables and plots of runs of this number of steps."""
-        write_report(self.out, [row for row in self.rows() if row["steps"] == self.scale.steps])
+        write_report(self.out, [row for row in self.rows() if row["steps"] == self.scale.steps], self.scale)
 
-    def prepare(self) -> ClassStatistics:
-        """Makes data sets and the shared checkpoint where they are missing; returns the training frequencies.
+    def prepare(self) -> tuple[Data, Features]:
+        """Makes data sets, the shared detector and its features where they are missing, and returns the last two.
 
         Raises:
-          CheckpointError: the shared checkpoint knows a class of the study.
+          CheckpointError: the shared detector knows a class of the study.
+          Stopped: a signal came.
         """
         if not (self.out / "start.json").is_file():
+            clock = Clock()
             ensure_supershapes(**other_shapes(self.scale, self.out))
-            used = execute(start_config(self.scale, self.out), self.start)
-            write_atomically(self.out / "start.json", json.dumps(used) + "\n")
-            common.report({"start": str(self.start), "steps": self.scale.start_steps, **used})
+            train.run_training(argparse.Namespace(config=start_config(self.scale, self.out), workdir=self.start), [])
+            evaluations = json.loads(_text(self.start / "checkpoints" / "evaluations.json") or "{}")
+            if str(self.scale.start_steps) not in evaluations:
+                raise Stopped
+            found = evaluations[str(self.scale.start_steps)]
+            row = {"steps": self.scale.start_steps, **{k: found[k] for k in ("bbox/AP", "segm/AP")}, **clock.used()}
+            write_atomically(self.out / "start.json", json.dumps(row) + "\n")
+            common.report({"start": str(self.start), **row})
         config = config_lib.load_config(base_config(self.scale, self.out), base=base.get_config())
-        statistics = load_training(config)[1]
-        known = set(statistics.names) & set(load_for_inference(self.start).classes.names)
+        data, shared = load_data(config), load_for_inference(self.start)
+        known = set(data.statistics.names) & set(shared.classes.names)
         if known:
             raise CheckpointError(f"{self.start} was trained on {len(known)} classes of the study: {sorted(known)[:5]}")
-        return statistics
+        return data, pooled_features(self.out / "features", shared.variables, config, data.train)
 
-    def run(self, name: str, seed: int, statistics: ClassStatistics) -> None:
-        """Trains and evaluates an arm with a seed unless that is done, and writes the tables anew."""
+    def run(self, name: str, seed: int, data: Data, features: Features) -> None:
+        """Trains and evaluates an arm with a seed unless that is done, and writes the tables anew.
+
+        Raises:
+          Stopped: a signal came.
+        """
         if (name, seed, self.scale.steps) in [(row["arm"], row["seed"], row["steps"]) for row in self.rows()]:
             return
         config = arm_config(
@@ -119,61 +135,61 @@ class Study:
             seed,
             scale=self.scale,
             out=self.out,
-            image_counts=statistics.image_counts,
-            num_images=statistics.num_images,
+            image_counts=data.statistics.image_counts,
+            num_images=data.statistics.num_images,
         )
-        workdir = self.out / "runs" / f"{name}_{self.scale.steps}_steps" / f"seed{seed}"
-        used = execute(config, workdir)
-        evaluated = json.loads((workdir / "checkpoints" / "evaluations.json").read_text())[str(config.train.steps)]
-        results, truth = workdir / "evaluation" / "results.json", self.out / "data" / "val.json"
-        limited = evaluate(truth, results, iou_types=tuple(TYPES), max_detections=FEW).flat()
-        evaluated |= {f"{key}@{FEW}": value for key, value in limited.items()}
-        metrics = {key: evaluated[key] for key in METRICS}
-        row = {"arm": name, "seed": seed, "steps": config.train.steps, **metrics, **used}
+        config = config_lib.load_config(config, base=base.get_config())
+        workdir, clock = self.out / "runs" / f"{name}_{self.scale.steps}_steps" / f"seed{seed}", Clock()
+        if train_head(config, workdir, features, data) < config.train.steps:
+            raise Stopped
+        results, metrics = workdir / "evaluation" / "results.json", {}
+        for end, limit in limits(self.scale).items():
+            found = evaluate(data.val, results, iou_types=tuple(TYPES), max_detections=limit).flat()
+            metrics |= {f"{kind}/{group}{end}": found[f"{kind}/{group}"] for kind in TYPES for group in AP_GROUPS}
+        row = {"arm": name, "seed": seed, "steps": config.train.steps, **metrics, **clock.used(), **origin(config)}
         common.report(row)
         with (self.out / "results.jsonl").open("a") as file:  # another process may have added rows meanwhile
             file.write(json.dumps(row) + "\n")
         self.report()
+        jax.clear_caches()  # the next run has other programmes
+        gc.collect()
 
 
-def execute(config: ConfigDict, workdir: pathlib.Path) -> dict[str, float | int]:
-    """Trains from where `workdir` is to the end, which is evaluated where the config has a validation set.
+class Clock:
+    """Seconds since it was made, on the clock and of the processor."""
 
-    Returns:
-      seconds on the clock and of the processor, and the step from which this process went on.
+    def __init__(self):
+        self._started, self._processor = time.monotonic(), _processor_seconds()
 
-    Raises:
-      Stopped: a signal came.
-      UserError: whatever `train.run_training` raises.
-    """
-    first = _latest_step(workdir)
-    clock, processor = time.monotonic(), _processor_seconds()
-    train.run_training(argparse.Namespace(config=config, workdir=workdir), [])
-    used = {"seconds": time.monotonic() - clock, "cpu_seconds": _processor_seconds() - processor, "from_step": first}
-    evaluated = workdir / "checkpoints" / "evaluations.json"
-    done = _latest_step(workdir) == config.train.steps
-    if not done or (needs_evaluation(config) and str(config.train.steps) not in json.loads(evaluated.read_text())):
-        raise Stopped
-    jax.clear_caches()  # the next run has other programmes
-    gc.collect()
-    return used
-
-
-def needs_evaluation(config: ConfigDict) -> bool:
-    """Whether runs of the config end with an evaluation."""
-    return bool(config.data.val_annotations or config.data.supershapes)
-
-
-def _latest_step(workdir: pathlib.Path) -> int:
-    try:
-        return int(find_checkpoint(workdir, checkpoint="latest").name)
-    except CheckpointError:
-        return 0
+    def used(self) -> dict[str, float]:
+        return {
+            "seconds": time.monotonic() - self._started,
+            "cpu_seconds": _processor_seconds() - self._processor,
+        }
 
 
 def _processor_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def origin(config: ConfigDict) -> dict[str, str]:
+    """What a row is of: a digest of its config without seed, name and folders, device, JAX and commit ('' unknown)."""
+    fields = json.loads(config_lib.to_json(config))
+    for section, field in (("data", "supershapes"), ("train", "init_from")):
+        fields[section].pop(field)
+    text = json.dumps({k: v for k, v in fields.items() if k not in ("seed", "name")}, sort_keys=True)
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        commit = ""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return {"config": digest, "device": jax.devices()[0].device_kind, "jax": jax.__version__, "commit": commit}
+
+
+def _text(path: pathlib.Path) -> str:
+    return path.read_text() if path.is_file() else ""
 
 
 def describe_arms(scale: Scale) -> str:
@@ -235,10 +251,10 @@ def main(argv: list[str] | None = None) -> int:
         study = Study(args.out.absolute(), args.scale)
         if not args.report:
             enable_compile_cache()
-            statistics = study.prepare()
+            data, features = study.prepare()
             for seed in args.seeds:  # all arms of a seed first: a study that is cut short compares like with like
                 for name in args.arms:
-                    study.run(name, seed, statistics)
+                    study.run(name, seed, data, features)
         study.report()
         print((study.out / "table.md").read_text())
     except Stopped:

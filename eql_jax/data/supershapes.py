@@ -34,6 +34,7 @@ from eql_jax.data.shapes.scene import DIFFICULTIES
 
 VERSION = 1  # of the pictures: a folder made by another version is not taken for the one asked for
 TRAIN_NEGATIVES = 10  # verified absent classes listed per training image
+LATER_ARGUMENTS = ("first_class", "val_negatives")  # 0 in data sets that were made before there were these
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class SupershapesArgs:
     seed: int = 0
     difficulty: str = "normal"
     first_class: int = 0  # of the catalogue: two sets of different shapes start at different ones
+    val_negatives: int = 0  # verified absent classes listed per validation image, at most; 0: half of the classes
 
     def __post_init__(self):
         ranges = {
@@ -56,6 +58,7 @@ class SupershapesArgs:
             "image_size": (48, 4096),
             "seed": (0, 2**63 - 1),
             "first_class": (0, MAX_CLASSES - 20),
+            "val_negatives": (0, MAX_CLASSES),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -72,7 +75,7 @@ class SupershapesArgs:
     def noted(self) -> dict[str, int | str]:
         """What a data set notes of its arguments; those that came later are left out where they change nothing."""
         values = {"version": VERSION, **asdict(self)}
-        return values if self.first_class else {k: v for k, v in values.items() if k != "first_class"}
+        return {k: v for k, v in values.items() if v or k not in LATER_ARGUMENTS}
 
 
 class SupershapesPaths(NamedTuple):
@@ -161,7 +164,8 @@ def _is_complete(out: Path, args: SupershapesArgs) -> bool:
             f"{out} exists and is no supershapes data set (no train.json or val.json written by this program): name "
             "another folder, or remove it"
         )
-    wanted = args.noted()
+    made_with = dict.fromkeys(LATER_ARGUMENTS, 0) | made_with
+    wanted = {"version": VERSION, **asdict(args)}
     if made_with != wanted:
         different = [
             f"{key} is {made_with.get(key)!r}, asked for is {wanted.get(key)!r}"
@@ -232,7 +236,7 @@ def _make(folder: Path, args: SupershapesArgs, *, workers: int, progress: bool) 
         "val": spread(rng, counts=balanced, num_images=args.val_images),
     }
     letters = [frequency_letter(int(count)) for count in counts]
-    negatives = {"train": TRAIN_NEGATIVES, "val": args.num_classes // 2}
+    negatives = {"train": TRAIN_NEGATIVES, "val": args.val_negatives or args.num_classes // 2}
     first_id = 1
     total = args.train_images + args.val_images
     quiet = 0.2 if sys.stderr.isatty() else 10  # seconds between updates; a log file needs few
@@ -363,6 +367,12 @@ def main(argv: list[str] | None = None) -> None:
         type=int,
         default=defaults.first_class,
         help="of the catalogue of shapes; sets whose ranges do not meet have no shape in common (default: %(default)s)",
+    )
+    add(
+        "--val_negatives",
+        type=int,
+        default=defaults.val_negatives,
+        help="verified absent classes listed per validation image; 0 (default): half of the classes",
     )
     add("--workers", type=int, default=0, help="processes; 0 (default): as many as there are cores")
     flags = vars(parser.parse_args(argv))

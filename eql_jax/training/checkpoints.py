@@ -29,6 +29,7 @@ from eql_jax.training.compatibility import Classes, check_classes, check_config,
 from eql_jax.training.disk import check_writable, free_bytes, gigabytes, state_bytes, write_atomically
 from eql_jax.training.errors import CheckpointError
 from eql_jax.training.state import TrainState
+from eql_jax.training.tail import check_columns
 
 LOG = logging.getLogger(__name__)
 BEST_METRICS = ("segm/AP", "bbox/AP", "top1")  # the first that was evaluated; higher is better
@@ -149,6 +150,8 @@ class Checkpoints:
         run = _read_run(path)
         check_classes(run["classes"], self.classes, path)
         check_config(run["config"], self.config, path)
+        if config_lib.task_of(self.config) == config_lib.DETECTION:
+            check_columns(run["config"], run["classes"], self.config, self.classes, path)
         saved = _metadata(path)
         target = {k: v for k, v in _trees(state).items() if k != "ema_params"}
         for item, tree in target.items():

@@ -31,7 +31,7 @@ def begin(state: TrainState, config: ConfigDict, workdir: Path, checkpoints: Che
         state = checkpoints.restore(state)
         LOG.info("going on from step %d of %s", state.step, workdir)
     elif config.train.init_from:
-        state = init_from(state, config.train.init_from, config)
+        state = init_from(state, config.train.init_from, config, checkpoints.classes)
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", config_lib.to_json(config))
         write_atomically(workdir / "versions.json", config_lib.versions_json())

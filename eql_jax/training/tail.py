@@ -3,6 +3,7 @@
 Shapes: K foreground classes.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import ArrayLike
 
 from eql_jax.class_losses import ClassFrequencies, class_loss_type
 from eql_jax.losses import tail_mask_from_letters, tail_ratio, threshold_function
+from eql_jax.models.box_head import configured_loss
 from eql_jax.training.compatibility import Classes
-from eql_jax.training.errors import ConfigError
+from eql_jax.training.errors import CheckpointError, ConfigError
 
 
 class Tail(NamedTuple):
@@ -76,4 +78,28 @@ def class_frequencies(classes: Classes, tail: Tail | None = None) -> ClassFreque
         instance_counts=np.asarray(classes.instance_counts),
         num_images=classes.num_images,
         tail=None if tail is None else tail.weights,
+    )
+
+
+def check_columns(
+    saved_config: ConfigDict, saved: Classes, config: ConfigDict, own: Classes, where: str | Path
+) -> None:
+    """Raises CheckpointError where a classifier's columns stand for other classes than in the run it is from.
+
+    Those of 'group_softmax' are ordered by the numbers of training objects, so that weights of another training set
+    would fit and mean something else. `where` names the checkpoint of `saved_config` and `saved`.
+    """
+    name = config.model.box_head.loss
+    if saved_config.model.box_head.loss != name or len(saved) != len(own) or not saved.instance_counts:
+        return
+    of_saved, of_own = (
+        configured_loss(c.model, class_frequencies(classes)).class_columns
+        for c, classes in ((saved_config, saved), (config, own))
+    )
+    if np.array_equal(of_saved, of_own):
+        return
+    raise CheckpointError(
+        f"{where}: the columns of its classifier are ordered by the numbers of training objects, as {name!r} has them, "
+        f"and by this run's numbers {(of_saved != of_own).sum()} of {len(own)} classes have another column. Train with "
+        "the annotations (or config.data.frequencies) and loss_options that it was trained with"
     )

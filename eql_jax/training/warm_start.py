@@ -6,12 +6,14 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from eql_jax.training import config as config_lib
 from eql_jax.training.checkpoints import load_for_inference
-from eql_jax.training.compatibility import flatten
+from eql_jax.training.compatibility import Classes, flatten
 from eql_jax.training.config import differences
 from eql_jax.training.errors import CheckpointError, ConfigError
 from eql_jax.training.optimizer import parameter_path
 from eql_jax.training.state import TrainState
+from eql_jax.training.tail import check_columns
 
 LOG = logging.getLogger(__name__)
 
@@ -21,7 +23,7 @@ LOG = logging.getLogger(__name__)
 _CONVENTIONS = ("model.pixel_mean", "model.pixel_std", "model.backbone.stride_in_1x1")
 
 
-def init_from(state: TrainState, source: str | Path, config: ConfigDict) -> TrainState:
+def init_from(state: TrainState, source: str | Path, config: ConfigDict, classes: Classes | None = None) -> TrainState:
     """`state` with the parameters and statistics of another run's checkpoint, at step 0 with a fresh optimizer.
 
     A loss's memory, if it has one, starts anew: it is of the other run's data.
@@ -36,6 +38,8 @@ def init_from(state: TrainState, source: str | Path, config: ConfigDict) -> Trai
     """
     found = load_for_inference(source)
     _check_conventions(found.config, config, source)
+    if classes is not None and config_lib.task_of(config) == config_lib.task_of(found.config) == config_lib.DETECTION:
+        check_columns(found.config, found.classes, config, classes, f"train.init_from {source}")
     own = {"params": state.params, "batch_stats": state.batch_stats}
     flat = flatten(found.variables)
     skipped: list[str] = []

@@ -1,5 +1,6 @@
 """Checkpoints: bit-identical restore, which are kept, what does not fit, damage, and disks that fail."""
 
+import dataclasses
 import json
 import logging
 import resource
@@ -233,6 +234,24 @@ def test_init_from_refuses_weights_of_another_input(tmp_path, caplog):
         other.model.pixel_std = config.model.pixel_std
     init_from(random_state(other), tmp_path, other)
     assert "model.roi.sampling_ratio: 2 -> 0" in caplog.text
+
+
+def test_columns_that_would_stand_for_other_classes_are_refused(tmp_path):
+    """Group softmax orders its columns by the numbers of training objects: the same shapes, other classes."""
+    config = toy.make_config(**{"model.box_head.loss": "group_softmax"})
+    counted = lambda *n: dataclasses.replace(toy.CLASSES, image_counts=n, instance_counts=n, num_images=900)  # noqa: E731
+    state = random_state(config)
+    save(tmp_path, config, state, classes=counted(5, 500))
+    with Checkpoints(tmp_path, config, counted(4, 400)) as checkpoints:  # in the same groups
+        assert_same(checkpoints.restore(random_state(config, seed=1)), state)
+        init_from(state, tmp_path, config, checkpoints.classes)
+    with Checkpoints(tmp_path, config, counted(500, 5)) as checkpoints:
+        with pytest.raises(CheckpointError, match="'group_softmax' has them, .* 2 of 2 classes have another"):
+            checkpoints.restore(state)
+        with pytest.raises(CheckpointError, match="^train.init_from .* 2 of 2 classes have another column"):
+            init_from(state, tmp_path, config, checkpoints.classes)
+    softmax = toy.make_config(**{"model.box_head.loss": "softmax"})
+    init_from(state, tmp_path, softmax, counted(500, 5))  # columns of another loss, which shapes tell apart
 
 
 def test_a_failed_save_is_told_and_the_next_works(tmp_path, caplog):
