@@ -28,7 +28,7 @@ from eql_jax.data.sampling_weights import repeat_factors
 from eql_jax.evaluation.run import run_evaluation
 from eql_jax.models import MaskRCNN, init_model
 from eql_jax.models.structures import ClassRules
-from eql_jax.models.targets import RoITargets
+from eql_jax.models.targets import GroundTruth, RoITargets
 from eql_jax.training import mesh as mesh_lib
 from eql_jax.training.checkpoints import Checkpoints
 from eql_jax.training.compatibility import Classes
@@ -56,6 +56,15 @@ class HeadOnly(MaskRCNN):
         hidden = self.box_head.hidden(pooled.reshape(-1, *pooled.shape[2:]), train=True)
         sample = RoITargets(**{name: batch[name] for name in TARGETS})
         return self.box_losses(hidden, sample, None, ClassRules(key=loss_key))
+
+    def pooled_sample(self, batch, keys) -> tuple[jax.Array, RoITargets]:
+        """RoIs of a batch of pictures, pooled float16 [B,R,S,S,C] and targets [B,R,..], with BatchNorm as at inference:
+        what stands still has no statistics of its own batch."""
+        gt = GroundTruth(batch["gt_boxes"], batch["gt_classes"], batch["gt_ignore"], batch["gt_masks"])
+        pyramid = self.features(batch["image"], batch["image_size"])
+        rois = self.sampled_rois(self.rpn(pyramid), self.anchors(pyramid), batch["image_size"], gt, keys)
+        pooled = self.pool(pyramid, rois.boxes, self.config.box_head.pool_size)
+        return pooled.reshape(*rois.classes.shape, *pooled.shape[1:]).astype(jnp.float16), rois
 
 
 class Features(NamedTuple):
@@ -97,17 +106,11 @@ def pooled_features(folder: Path, variables, config: ConfigDict, train_set: Anno
 def _write(folder: Path, variables, config: ConfigDict, train_set: Annotations) -> None:
     model = HeadOnly(FrozenConfigDict(config.model), train_set.num_classes)
 
+    @jax.jit
     def run(variables, batch):
         keys = image_keys(config.seed, jnp.int32(0), batch["image_id"])
+        return model.apply(variables, batch, keys, method="pooled_sample")
 
-        def sampled(model):
-            sample = model.training_sample(batch, keys)
-            pooled = model.pool(sample.pyramid, sample.rois.boxes, config.model.box_head.pool_size)
-            return pooled.reshape(*sample.rois.classes.shape, *pooled.shape[1:]).astype(jnp.float16), sample.rois
-
-        return model.apply(variables, method=sampled)
-
-    run = jax.jit(run)
     folder.mkdir(parents=True, exist_ok=True)
     images = len(train_set.images)
     rois, side = config.model.roi.batch_per_image, config.model.box_head.pool_size

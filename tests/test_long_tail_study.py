@@ -152,8 +152,8 @@ def test_losses_of_pooled_features_are_those_of_the_pictures(study):
     row = int(np.flatnonzero(features.image_id == batch["image_id"][0])[0])
 
     def hidden(model):
-        pyramid = model.features(batch["image"][:1], batch["image_size"][:1], train=True)
-        return model.box_hidden(pyramid, features.targets["boxes"][[row]], train=True)
+        pyramid = model.features(batch["image"][:1], batch["image_size"][:1])
+        return model.box_hidden(pyramid, features.targets["boxes"][[row]])
 
     options = {"xla_backend_optimization_level": 0}
     from_pictures = jax.jit(lambda v: model.apply(v, method=hidden), compiler_options=options)(found.variables)

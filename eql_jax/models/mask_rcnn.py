@@ -175,13 +175,19 @@ class MaskRCNN(ProposalNetwork):
         targets = map_images(lambda g, k: rpn_targets(flat_anchors, g, k, c.rpn, rule=rule))(gt, both[:, 0])
         terms = self.rpn_losses(rpn, targets)
 
-        proposals = self.proposals(rpn, anchors, batch["image_size"], train=True)
-        rois = map_images(
-            lambda p, v, g, k: roi_targets(
-                p, v, g, k, c.roi, num_classes=self.num_classes, box_weights=self.sample_weights, rule=rule
-            )
-        )(proposals.boxes, proposals.valid, gt, both[:, 1])
+        rois = self.sampled_rois(rpn, anchors, batch["image_size"], gt, both[:, 1], rule=rule)
         return TrainingSample(pyramid, gt, rois, terms)
+
+    def sampled_rois(
+        self, rpn, anchors, image_size: jax.Array, gt: GroundTruth, keys: jax.Array, *, rule: str = "random"
+    ) -> RoITargets:
+        """What `rpn` (outputs) and `anchors` of all levels propose, with the ground truth, sampled by keys [B]."""
+        proposals = self.proposals(rpn, anchors, image_size, train=True)
+        return map_images(
+            lambda p, v, g, k: roi_targets(
+                p, v, g, k, self.config.roi, num_classes=self.num_classes, box_weights=self.sample_weights, rule=rule
+            )
+        )(proposals.boxes, proposals.valid, gt, keys)
 
     def roi_losses(
         self,
