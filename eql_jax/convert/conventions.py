@@ -139,11 +139,12 @@ def apply_settings(config: ConfigDict, settings: Mapping[str, Setting], *, overr
         group = config
         for part in section.split("."):
             group = group[part]
+        current = group.get(name, "none")  # options of a loss need not be there
         if field in overridden:
-            note = "" if group[name] == value else f"; {origin}: {value}"
-            lines.append(f"{field}: {group[name]} (command line{note})")
+            note = "" if current == value else f"; {origin}: {value}"
+            lines.append(f"{field}: {current} (command line{note})")
             continue
-        change = "" if group[name] == value else f", the config had {group[name]}"
+        change = "" if current == value else f", the config had {current}"
         group[name] = value
         if change or field in _ALWAYS_REPORTED:
             lines.append(f"{field}: {value} ({origin}{change})")

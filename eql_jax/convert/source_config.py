@@ -209,6 +209,11 @@ def read_source_config(path: str | Path) -> SourceConfig:
     sigmoid = bool(flat.get("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"))
     values = _derived(flat, architecture, heads)
     values["model.box_head.loss"] = "sigmoid" if sigmoid else heads.loss
+    if sigmoid and flat.get("MODEL.ROI_BOX_HEAD.USE_FED_LOSS"):  # which asks for USE_SIGMOID_CE
+        values["model.box_head.loss"] = "federated"
+        options = "model.box_head.loss_options"
+        values[f"{options}.num_sampled"] = int(flat.get("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 50))
+        values[f"{options}.power"] = float(flat.get("MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", 0.5))
     # Older versions have smooth L1 alone and no key for it.
     values["model.box_head.box_loss"] = kind = flat.get("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "smooth_l1")
     beta = flat.get("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.0)

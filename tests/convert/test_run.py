@@ -287,6 +287,10 @@ def test_sigmoid_head_with_an_unused_background_column(tmp_path, write, tensors)
     np.testing.assert_array_equal(
         flatten(found.variables)["params/box_head/cls_score/bias"], tensors[f"{P}cls_score.bias"]
     )
+    content["MODEL"]["ROI_BOX_HEAD"] |= {"USE_FED_LOSS": True, "FED_LOSS_NUM_CLASSES": 30}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    head = run(write(more), source_config=read_source_config(tmp_path / "config.yaml")).config.model.box_head
+    assert (head.loss, dict(head.loss_options)) == ("federated", {"num_sampled": 30, "power": 0.5})
 
 
 @pytest.mark.parametrize(
