@@ -71,7 +71,7 @@ TINY = Scale(
     start_classes=24,
     start_images=24,
     start_steps=2,
-    steps=2,
+    steps=4,
     width=4,
     batch=4,
 )  # runs through in a minute, learns nothing

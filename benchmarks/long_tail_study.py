@@ -232,8 +232,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.arms = list(dict.fromkeys(arm for name in args.arms for arm in GROUPS.get(name, (name,))))
     args.scale = TINY if args.tiny else Scale()
     if args.steps is not None:
-        if args.steps < 1:
-            parser.error(f"--steps is {args.steps}; expected at least 1")
+        if args.steps < 3:
+            parser.error(f"--steps is {args.steps}; expected at least 3, for the rate falls twice")
         args.scale = dataclasses.replace(args.scale, steps=args.steps)
     if args.difficulty is not None:
         args.scale = dataclasses.replace(args.scale, difficulty=args.difficulty)
