@@ -26,6 +26,7 @@ from eql_jax.classification.long_tail import GROUPS, GroupBorders, class_groups
 from eql_jax.classification.models import Classifier
 from eql_jax.training.compatibility import Classes
 from eql_jax.training.disk import check_writable, write_atomically
+from eql_jax.training.errors import UserError
 
 Predictor = Callable[[Mapping[str, Any], np.ndarray], np.ndarray]
 
@@ -64,16 +65,33 @@ def count_hits(
     num_classes: int,
     num_hosts: int = 1,
 ) -> Hits:
-    """Runs the model over this host's batches and adds up what all hosts found. Rows with label -1 count nowhere."""
+    """Runs the model over this host's batches and adds up what all hosts found. Rows with label -1 count nowhere.
+
+    Raises:
+      UserError: another host could not read its images. What fails on this host is raised as it is; of several hosts,
+        once all are done, so that none waits for one that has left.
+    """
     images, right = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-    for batch in batches:
-        label = batch["label"]
-        predicted = predictor(variables, batch["image"])
-        images += np.bincount(label[label >= 0], minlength=num_classes)
-        right += np.bincount(label[(label >= 0) & (predicted == label)], minlength=num_classes)
+    fault = None
+    try:
+        for batch in batches:
+            label = batch["label"]
+            predicted = predictor(variables, batch["image"])
+            images += np.bincount(label[label >= 0], minlength=num_classes)
+            right += np.bincount(label[(label >= 0) & (predicted == label)], minlength=num_classes)
+    except Exception as e:  # whatever it is, the other hosts must hear of it
+        if num_hosts == 1:
+            raise
+        fault = e
     if num_hosts > 1:
-        counts = multihost_utils.process_allgather(np.stack([images, right]).astype(np.int32))
-        images, right = counts.sum(axis=0, dtype=np.int64)
+        failed = np.full(num_classes, fault is not None)
+        counts = multihost_utils.process_allgather(np.stack([images, right, failed]).astype(np.int32))
+        if fault is not None:
+            raise fault
+        hosts = np.flatnonzero(counts[:, 2, 0])
+        if hosts.size:
+            raise UserError(f"the evaluation failed on host {', '.join(map(str, hosts))}; its log says why")
+        images, right, _ = counts.sum(axis=0, dtype=np.int64)
     return Hits(images, right)
 
 

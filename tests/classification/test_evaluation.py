@@ -11,7 +11,7 @@ from eql_jax.classification.image_set import ImageSet, classes_of
 from eql_jax.classification.long_tail import GroupBorders
 from eql_jax.classification.run import check_class_names
 from eql_jax.training.compatibility import Classes
-from eql_jax.training.errors import CheckpointError
+from eql_jax.training.errors import CheckpointError, UserError
 
 COUNTS = np.array([500, 101, 100, 20, 19, 3])
 HITS = Hits(np.array([10, 10, 10, 20, 10, 0]), np.array([9, 7, 5, 3, 1, 0]))
@@ -37,6 +37,36 @@ def test_hits_of_batches():
     ]
     hits = count_hits(lambda _, x: x[:, 0, 0, 0].astype(np.int32), {}, batches, num_classes=3)
     assert hits.images.tolist() == [1, 2, 3] and hits.right.tolist() == [1, 1, 1]
+
+
+def test_a_host_that_fails_keeps_no_other_waiting(monkeypatch):
+    """Two hosts: what each sends is what the other gets beside its own."""
+    sent = []
+
+    def gathered(other):
+        def gather(own):
+            sent.append(own)
+            return np.stack([own, own if other is None else other])
+
+        return gather
+
+    def unreadable():
+        yield {"label": np.array([1]), "image": np.ones((1, 1, 1, 1), np.uint8)}
+        raise OSError("b.png is broken")
+
+    count = lambda batches: count_hits(  # noqa: E731
+        lambda _, x: x[:, 0, 0, 0].astype(np.int32), {}, batches, num_classes=3, num_hosts=2
+    )
+    target = "eql_jax.classification.evaluation.multihost_utils.process_allgather"
+    monkeypatch.setattr(target, gathered(None))
+    with pytest.raises(OSError, match="b.png is broken"):
+        count(unreadable())
+    monkeypatch.setattr(target, gathered(sent[0]))
+    with pytest.raises(UserError, match="failed on host 1; its log says why"):
+        count([])
+    monkeypatch.setattr(target, gathered(np.array([[0, 4, 0], [0, 3, 0], [0, 0, 0]])))
+    found = count([{"label": np.array([1]), "image": np.ones((1, 1, 1, 1), np.uint8)}])
+    assert (found.images.tolist(), found.right.tolist()) == ([0, 5, 0], [0, 4, 0])
 
 
 @pytest.mark.parametrize(
