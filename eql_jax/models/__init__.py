@@ -17,7 +17,7 @@ __all__ = ["Detections", "MaskRCNN", "build_model", "init_model", "trainable_mas
 
 
 def build_model(config: ConfigDict, num_classes: int, frequencies: ClassFrequencies | None = None) -> MaskRCNN:
-    """The model of `config` (a whole config, of which `config.model` is read) with `num_classes` foreground classes.
+    """The model of a whole config (its `model`, and train.remat) with `num_classes` foreground classes.
 
     frequencies: of the classes in training, which many classification losses ask for; None will do at inference, but
       for losses whose columns depend on it ('group_softmax').
@@ -27,7 +27,7 @@ def build_model(config: ConfigDict, num_classes: int, frequencies: ClassFrequenc
     kind = C4MaskRCNN if config.model.architecture == "c4" else MaskRCNN
     if config.model.cascade.ious:
         kind = CascadeMaskRCNN
-    return kind(FrozenConfigDict(config.model), num_classes, frequencies)
+    return kind(FrozenConfigDict(config.model), num_classes, frequencies, remat=config.train.remat)
 
 
 def init_model(model: MaskRCNN, key: jax.Array) -> Mapping:

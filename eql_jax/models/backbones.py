@@ -13,14 +13,14 @@ from eql_jax.models import resnet, senet
 KINDS = {"resnet": resnet, "senet": senet}
 
 
-def make_backbone(config, dtype: jnp.dtype) -> "Backbone":
+def make_backbone(config, dtype: jnp.dtype, *, remat: bool = False) -> "Backbone":
     """The backbone of config.model: up to res5 for 'fpn', up to res4 for 'c4', whose heads have the rest."""
-    return Backbone(config.backbone, 4 if config.architecture == "c4" else 5, dtype)
+    return Backbone(config.backbone, 4 if config.architecture == "c4" else 5, dtype, remat)
 
 
-def make_stage(config, stage: int, dtype: jnp.dtype) -> "Stage":
+def make_stage(config, stage: int, dtype: jnp.dtype, *, remat: bool = False) -> "Stage":
     """One stage of config.model's backbone as a module of its own: C4's heads have `make_stage(config, 5, dtype)`."""
-    return Stage(config.backbone, stage, dtype)
+    return Stage(config.backbone, stage, dtype, remat)
 
 
 def frozen_prefixes(config) -> tuple[str, ...]:
@@ -42,11 +42,13 @@ class Backbone(nn.Module):
       config: config.model.backbone.
       last_stage: 2..5.
       dtype: compute type, and that of the result.
+      remat: the gradient computes what is inside of blocks anew (`jax.checkpoint`), so that only their inputs are kept.
     """
 
     config: object
     last_stage: int = 5
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
@@ -58,7 +60,9 @@ class Backbone(nn.Module):
         maps = []
         for stage in range(2, self.last_stage + 1):
             frozen = c.freeze_at >= stage
-            x = _blocks(c, stage, x, train=train and not frozen, dtype=self.dtype)
+            # What gets no gradient has nothing to compute anew.
+            options = dict(train=train and not frozen, dtype=self.dtype, remat=self.remat and not frozen)
+            x = _blocks(c, stage, x, **options)
             if frozen:
                 x = jax.lax.stop_gradient(x)
             maps.append(x)
@@ -71,10 +75,12 @@ class Stage(nn.Module):
     config: object
     stage: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return _blocks(self.config, self.stage, x.astype(self.dtype), train=train, dtype=self.dtype)
+        options = dict(train=train, dtype=self.dtype, remat=self.remat)
+        return _blocks(self.config, self.stage, x.astype(self.dtype), **options)
 
 
 def _kind(config):
@@ -86,10 +92,11 @@ def _kind(config):
     return kind
 
 
-def _blocks(config, stage, x, *, train, dtype):
+def _blocks(config, stage, x, *, train, dtype, remat):
     """Runs the blocks of a stage as children of the module in whose compact method this is called."""
     kind = _kind(config)
     for i in range(kind.DEPTHS[config.depth][stage - 2]):
         strides = 2 if stage > 2 and i == 0 else 1
-        x = kind.make_block(config, stage, strides, dtype=dtype, name=f"res{stage}_{i}")(x, train=train)
+        block = kind.make_block(config, stage, strides, dtype=dtype, remat=remat, name=f"res{stage}_{i}")
+        x = block(x, train)
     return x

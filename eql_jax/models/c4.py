@@ -22,7 +22,7 @@ class C4MaskRCNN(MaskRCNN):
     def setup_box_heads(self) -> None:
         h = self.config.box_head
         dtype = jnp.dtype(self.config.dtype)
-        self.res5 = make_stage(self.config, 5, dtype)
+        self.res5 = make_stage(self.config, 5, dtype, remat=self.remat)
         self.box_head = BoxHead(
             self.class_loss,
             num_fc=0,

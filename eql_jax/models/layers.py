@@ -28,6 +28,11 @@ def check_norm(norm: str) -> None:
         raise ValueError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}")
 
 
+def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """The class of a block, called as (x, train), whose gradient computes its inside anew where `remat` says so."""
+    return nn.remat(block, static_argnums=(2,)) if remat else block
+
+
 class FrozenBatchNorm(nn.Module):
     """BatchNorm with fixed statistics and a fixed affine map, as detectron2's FrozenBatchNorm2d (eps 1e-5).
 

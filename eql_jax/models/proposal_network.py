@@ -4,6 +4,8 @@ Shapes: B images, H W padded size, L levels, N anchors of an image, P proposals.
 resized image.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,15 +26,18 @@ class ProposalNetwork(nn.Module):
 
     With config.architecture 'fpn' the features are a pyramid p_min .. p6 and each level has anchors of one size; with
     'c4' they are res4 alone, whose cells have anchors of all sizes.
+
+    remat: the gradient computes what is inside of the backbone's blocks anew.
     """
 
     config: object
     num_classes: int
+    remat: bool = dataclasses.field(default=False, kw_only=True)
 
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        self.backbone = make_backbone(c, dtype)
+        self.backbone = make_backbone(c, dtype, remat=self.remat)
         sizes_per_cell = len(c.rpn.anchor_sizes)
         if c.architecture == "fpn":
             self.fpn = FPN(c.fpn.channels, c.fpn.norm, c.fpn.min_level, dtype)

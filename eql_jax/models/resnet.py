@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from eql_jax.models.layers import Conv, DeformConv
+from eql_jax.models.layers import Conv, DeformConv, rematerialised
 from eql_jax.ops.conv import max_pool
 
 # depth -> blocks of res2..res5
@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         shortcut = x
         if self.strides != 1 or x.shape[-1] != self.features:
             shortcut = Conv(self.features, 1, self.strides, self.norm, dtype=self.dtype, name="shortcut")(
@@ -69,7 +69,7 @@ class Bottleneck(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         s1, s3 = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
         shortcut = x
         if self.strides != 1 or x.shape[-1] != self.features:
@@ -98,7 +98,7 @@ def stem(config, x: jax.Array, *, train: bool, dtype: jnp.dtype) -> jax.Array:
     return max_pool(nn.relu(conv(x, train=train)), window=3, strides=2, padding=1)
 
 
-def make_block(config, stage: int, strides: int, *, dtype: jnp.dtype, name: str) -> nn.Module:
+def make_block(config, stage: int, strides: int, *, dtype: jnp.dtype, remat: bool, name: str) -> nn.Module:
     """A block of stage 2..5 of `strides`, called `name`.
 
     Bottlenecks have groups * width_per_group * 2^(stage - 2) inner channels (width * 2^(stage - 2) without
@@ -106,9 +106,9 @@ def make_block(config, stage: int, strides: int, *, dtype: jnp.dtype, name: str)
     """
     features = config.width * 2 ** (stage - 2)
     if config.depth in BASIC_DEPTHS:
-        return BasicBlock(features, strides, config.norm, dtype, name=name)
+        return rematerialised(BasicBlock, remat)(features, strides, config.norm, dtype, name=name)
     width = config.groups * (config.width_per_group or config.width // config.groups) * 2 ** (stage - 2)
-    return Bottleneck(
+    return rematerialised(Bottleneck, remat)(
         4 * features,
         width,
         strides,

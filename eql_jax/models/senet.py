@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from eql_jax.models.layers import Conv
+from eql_jax.models.layers import Conv, rematerialised
 from eql_jax.ops.conv import max_pool
 
 # depth -> blocks of res2..res5
@@ -44,7 +44,7 @@ class SEBottleneck(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         features = self.features
         shortcut = x
         if self.strides != 1 or x.shape[-1] != features:
@@ -72,7 +72,8 @@ def stem(config, x: jax.Array, *, train: bool, dtype: jnp.dtype) -> jax.Array:
     return max_pool(x, window=3, strides=2, padding=(0, 1))
 
 
-def make_block(config, stage: int, strides: int, *, dtype: jnp.dtype, name: str) -> nn.Module:
+def make_block(config, stage: int, strides: int, *, dtype: jnp.dtype, remat: bool, name: str) -> nn.Module:
     """A block of stage 2..5 of `strides`, called `name`, with 4 * width * 2^(stage - 2) channels."""
     features = 4 * config.width * 2 ** (stage - 2)
-    return SEBottleneck(features, strides, config.groups, 1 if stage == 2 else 3, config.norm, dtype, name=name)
+    block = rematerialised(SEBottleneck, remat)
+    return block(features, strides, config.groups, 1 if stage == 2 else 3, config.norm, dtype, name=name)

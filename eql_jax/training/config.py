@@ -67,6 +67,7 @@ ADDED_FIELDS = {
     "model.roi.aligned": True,
     "model.roi.max_samples": 64,
     "train.reference_batch_size": 0,
+    "train.remat": False,
     "data.engine": "threads",
     "eval.ap_fixed": False,
     "eval.ap_pool": False,

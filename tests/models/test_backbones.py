@@ -194,6 +194,34 @@ def test_batch_norm_over_images_on_four_devices_is_that_of_one(norm):
         assert np.abs(two - alone[1]["stem"]["norm"]["mean"]).max() > 0.01
 
 
+@pytest.mark.parametrize("kind", [dict(depth=18), dict(depth=50), dict(kind="senet", depth=50)], ids=str)
+def test_rematerialised_blocks_have_the_same_gradient_in_less_memory(kind):
+    config = model_config(width=4, norm="batch_norm", freeze_at=2, **kind)
+    x = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
+    kept, anew = (make_backbone(config, jnp.float32, remat=remat) for remat in (False, True))
+    variables = jax.jit(functools.partial(kept.init, train=False))(jax.random.key(0), x)
+    assert jax.tree.structure(jax.eval_shape(functools.partial(anew.init, train=False), jax.random.key(0), x)) == (
+        jax.tree.structure(variables)
+    )
+
+    def compiled(backbone):
+        def loss(params, x):
+            variables_ = variables | {"params": params}
+            maps, updates = backbone.apply(variables_, x, train=True, mutable=["batch_stats"])
+            return sum(jnp.mean(m**2) for m in maps), updates
+
+        lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables["params"], x)
+        return lowered.compile({"xla_backend_optimization_level": 0})
+
+    programmes = [compiled(backbone) for backbone in (kept, anew)]
+    (of_kept, gradient), (of_anew, other) = (programme(variables["params"], x) for programme in programmes)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), of_anew, of_kept)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5 * largest), other, gradient)
+    used = [programme.memory_analysis().temp_size_in_bytes for programme in programmes]
+    assert used[1] < 0.85 * used[0]
+
+
 def test_unknown_kinds_and_depths_are_refused():
     with pytest.raises(ValueError, match=r"depth is 99; expected one of \[18, 34, 50, 101, 152\] for 'resnet'"):
         shapes(model_config(depth=99))
