@@ -13,7 +13,9 @@ from eql_jax.ops.detections import Detections, select_detections
 from eql_jax.ops.masks import class_conv_1x1, crop_and_resize_masks
 from eql_jax.ops.matching import Matches, match_boxes
 from eql_jax.ops.nms import NMSResult, nms, nms_sorted
+from eql_jax.ops.paste import ScaledBoxes, paste_mask_bits, scale_boxes
 from eql_jax.ops.proposals import Proposals, select_proposals
+from eql_jax.ops.resize import resize_images
 from eql_jax.ops.roi_align import assign_levels, multilevel_roi_align
 from eql_jax.ops.sampling import RoISample, sample_anchors, sample_rois
 from eql_jax.ops.topk import TopK, top_k
@@ -24,6 +26,7 @@ __all__ = [
     "NMSResult",
     "Proposals",
     "RoISample",
+    "ScaledBoxes",
     "TopK",
     "area",
     "assign_levels",
@@ -44,9 +47,12 @@ __all__ = [
     "nonempty",
     "pairwise_ioa",
     "pairwise_iou",
+    "paste_mask_bits",
     "pyramid_anchors",
+    "resize_images",
     "sample_anchors",
     "sample_rois",
+    "scale_boxes",
     "select_detections",
     "select_proposals",
     "top_k",
