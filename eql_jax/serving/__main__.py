@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     )
     print(f"{path}: step {loaded.step}, batches of {options.batch} images of up to {size[0]} x {size[1]}")
     for file in sorted(options.out.iterdir()):
-        print(f"  {file.name}  {file.stat().st_size / 1e6:.1f} MB")
+        print(f"  {file.name}  {file.stat().st_size / 1e3:,.0f} kB")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
