@@ -228,7 +228,7 @@ def compile_setting(setting: Setting, mesh, *, config_file: str = "", overrides:
 
     Raises:
         OutOfMemory: it does not fit the device, as the compiler has it.
-        UserError: the model cannot be made from the config, or does not divide over the mesh.
+        UserError: the config does not fit, or the model or batch does not divide.
     """
     import jax
 
@@ -237,7 +237,13 @@ def compile_setting(setting: Setting, mesh, *, config_file: str = "", overrides:
     config = load_config(config_file, overrides)
     config.unlock()
     config.model.dtype = setting.dtype
-    config.train.batch_size = setting.batch_per_device * mesh.shape["data"] * config.train.gradient_accumulation
+    config.train.batch_size = setting.batch_per_device * mesh.shape["data"]
+    parts = config.train.gradient_accumulation
+    if setting.mode == "train" and setting.batch_per_device % parts:
+        raise UserError(
+            f"{setting.batch_per_device} images on each device; expected a multiple of "
+            f"config.train.gradient_accumulation, {parts}"
+        )
     platform = mesh.devices.flat[0].platform
     # All that asks on which platform it runs is eql_jax.ops.conv; it would see the CPU that compiles.
     with conv_implementation("cpu" if platform == "cpu" else "xla"), jax.set_mesh(mesh):

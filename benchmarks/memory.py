@@ -13,6 +13,7 @@ leave some room.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
             continue
 
         def need(batch: int, setting=setting) -> float | None:
-            row = measure(aot.dataclasses.replace(setting, batch_per_device=batch), mesh, args, limit) | versions
+            row = measure(dataclasses.replace(setting, batch_per_device=batch), mesh, args, limit) | versions
             common.report(row)
             # What did not compile did not fit, whatever the compiler says it needs.
             return None if row["total_gib"] is None else max(row["total_gib"], 0 if row["fits"] else 1.001 * limit)

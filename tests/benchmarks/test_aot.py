@@ -3,6 +3,7 @@
 The TPU one runs where libtpu is installed.
 """
 
+import argparse
 import importlib.util
 import json
 import os
@@ -108,7 +109,7 @@ def test_overrides_of_the_config():
 
 
 def test_combinations_of_settings():
-    parser = memory.argparse.ArgumentParser()
+    parser = argparse.ArgumentParser()
     aot.add_setting_arguments(parser)
     args = aot.parse(parser, "--classes 80 1203 --dtype float32 bfloat16 --batch 8 16 --size 64 128".split())
     found = list(aot.settings(args, ["train"], 4))
@@ -116,6 +117,13 @@ def test_combinations_of_settings():
     assert found[-1] == aot.Setting("train", (64, 128), 1203, "bfloat16", 4)
     with pytest.raises(UserError, match="--batch is 8; expected a multiple of the 3 devices"):
         list(aot.settings(args, ["train"], 3))
+
+
+def test_batch_that_does_not_divide_by_the_accumulation():
+    setting = aot.Setting("train", (64, 64), 5, "float32", 3)
+    mesh = aot.mesh_over(aot.find_devices("present")[:1], {"data": 1, "model": 1})
+    with pytest.raises(UserError, match="3 images on each device; expected a multiple of .*, 2"):
+        aot.compile_setting(setting, mesh, overrides=["--config.train.gradient_accumulation=2"])
 
 
 # ---------------------------------------------------------------------------------------------------- the search
