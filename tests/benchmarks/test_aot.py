@@ -212,6 +212,16 @@ def test_memory_of_a_small_step_on_virtual_devices():
     assert row["total_gib"] == pytest.approx(row["total"] / GIB, abs=1e-4) and row["fits"] is True
 
 
+@pytest.mark.slow
+def test_memory_of_a_small_detector_over_the_limit():
+    words = "--topology cpu --mode inference --dtype float32 --batch-per-device 1 --limit-gib .0001".split()
+    done = script("memory.py", *words, *TINY)
+    assert done.returncode == 0, done.stderr
+    (row,) = map(json.loads, done.stdout.splitlines())
+    assert row["mode"] == "inference" and row["batch"] == 1 and row["mesh"] == {"data": 1, "model": 1}
+    assert row["arguments"] > 64 * 64 * 3 and row["aliased"] == 0 and row["fits"] is False
+
+
 def test_mesh_that_does_not_use_all_devices():
     done = script("memory.py", "--topology", "present", "--mesh", "data=3", *TINY)
     assert done.returncode == 2 and "config.mesh.data x config.mesh.model is 3 x 1" in done.stderr
