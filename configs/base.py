@@ -205,7 +205,7 @@ def get_config() -> ConfigDict:
     t.steps = 90_000
     t.gradient_accumulation = 1  # the batch is run in this many parts, one after the other
     # The gradient computes what is inside of the backbone's blocks anew instead of keeping it: less memory, more time,
-    # the same results (docs/performance.md)
+    # the same results
     t.remat = False
     t.init_from = ""  # workdir or checkpoint whose parameters training starts from
     t.loss_weights = ConfigDict(dict(rpn_cls=1.0, rpn_box=1.0, cls=1.0, box=1.0, mask=1.0))
