@@ -148,8 +148,8 @@ def _grid(rois, output_size, sampling_ratio, max_samples) -> _Grid:
 class _Corners(NamedTuple):
     """The four feature pixels around one sample of every bin."""
 
-    index: jax.Array  # int32 [4, B, R, S, S], row of the flat pyramid
-    weight: jax.Array  # float32 [4, B, R, S, S]
+    index: jax.Array  # int32 [4, B, R S S], row of the flat pyramid
+    weight: jax.Array  # float32 [4, B, R S S]
 
 
 def _corners(rois: _PlacedRois, grid: _Grid, sample, output_size: int) -> _Corners:
@@ -166,7 +166,8 @@ def _corners(rois: _PlacedRois, grid: _Grid, sample, output_size: int) -> _Corne
         for x_index, x_weight in x:
             index.append(offset + y_index[..., :, None] * width + x_index[..., None, :])
             weight.append(share * y_weight[..., :, None] * x_weight[..., None, :])
-    return _Corners(jnp.stack(index), jnp.stack(weight))
+    shape = (4, rois.x1.shape[0], -1)
+    return _Corners(jnp.stack(index).reshape(shape), jnp.stack(weight).reshape(shape))
 
 
 def _axis(start, bin_size, sample, samples, size, output_size):
@@ -185,6 +186,7 @@ def _axis(start, bin_size, sample, samples, size, output_size):
 def _pool(pyramid, rois, output_size, sampling_ratio, max_samples):
     """[B, T, C] and RoIs -> [B, R, S, S, C]."""
     grid = _grid(rois, output_size, sampling_ratio, max_samples)
+    bins = (*rois.x1.shape, output_size, output_size)
 
     def add_half(total, corners):
         for index, weight in zip(*corners, strict=True):
@@ -199,8 +201,11 @@ def _pool(pyramid, rois, output_size, sampling_ratio, max_samples):
         halves = jax.tree.map(lambda x: x.reshape(2, x.shape[0] // 2, *x.shape[1:]), corners)
         return lax.scan(add_half, total, halves)[0]
 
-    shape = (*rois.x1.shape, output_size, output_size, pyramid.shape[-1])
-    return _accumulate(rois, grid, output_size, add, jnp.zeros(shape, jnp.float32)).astype(pyramid.dtype)
+    # One row a bin, [B, R S S, C], until the end: tiled layouts (TPU) pad S to a multiple of 8, and every round of the
+    # loop would pay for that.
+    total = jnp.zeros((bins[0], math.prod(bins[1:]), pyramid.shape[-1]), jnp.float32)
+    total = _accumulate(rois, grid, output_size, add, total)
+    return total.astype(pyramid.dtype).reshape(*bins, total.shape[-1])
 
 
 def _pool_forward(pyramid, rois, output_size, sampling_ratio, max_samples):
@@ -226,7 +231,7 @@ class _Like:
 def _pool_backward(output_size, sampling_ratio, max_samples, residuals, grad):
     like, rois = residuals
     grid = _grid(rois, output_size, sampling_ratio, max_samples)
-    grad = grad.astype(jnp.float32)
+    grad = grad.reshape(grad.shape[0], -1, grad.shape[-1]).astype(jnp.float32)  # one row a bin, as in _pool
 
     def add_one(total, corner):
         rows = grad * corner.weight[..., None]
