@@ -204,7 +204,17 @@ def test_conv_transpose_2x2():
     expected = np.zeros((2, 6, 8, 6), np.float32)
     for h, w, i, j in np.ndindex(3, 4, 2, 2):
         expected[:, 2 * h + i, 2 * w + j] = x[:, h, w] @ kernel[i, j]
-    np.testing.assert_allclose(conv.conv_transpose_2x2(x, kernel), expected, atol=1e-5)
+    grad = rng.standard_normal(expected.shape, np.float32)
+    grad_x, grad_kernel = np.zeros_like(x), np.zeros_like(kernel)
+    for h, w, i, j in np.ndindex(3, 4, 2, 2):
+        grad_x[:, h, w] += grad[:, 2 * h + i, 2 * w + j] @ kernel[i, j].T
+        grad_kernel[i, j] += x[:, h, w].T @ grad[:, 2 * h + i, 2 * w + j]
+    for name in ("cpu", "xla"):
+        with conv.conv_implementation(name):
+            found, vjp = jax.vjp(conv.conv_transpose_2x2, x, kernel)
+            np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+            for one, of_numpy in zip(vjp(grad), (grad_x, grad_kernel), strict=True):
+                np.testing.assert_allclose(one, of_numpy, atol=2e-5, err_msg=name)
     # lax.conv_transpose without a flip (transpose_kernel=False correlates the dilated input) needs the flipped kernel.
     plain = jax.lax.conv_transpose(
         x, kernel[::-1, ::-1], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), transpose_kernel=False
