@@ -1,11 +1,14 @@
 """Starting from the weights of another run."""
 
 import logging
+import re
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
+from eql_jax.losses import padded_count
 from eql_jax.training import config as config_lib
 from eql_jax.training.checkpoints import load_for_inference
 from eql_jax.training.compatibility import Classes, flatten
@@ -17,7 +20,7 @@ from eql_jax.training.tail import check_columns
 
 LOG = logging.getLogger(__name__)
 
-
+_CLASSIFIER = r"params/(.*/)?cls_score/(kernel|bias)"
 # What weights expect of their input and of the place of the stride. Nothing in a wrong one would fail: the model would
 # only be worse.
 _CONVENTIONS = ("model.pixel_mean", "model.pixel_std", "model.backbone.stride_in_1x1")
@@ -29,7 +32,8 @@ def init_from(state: TrainState, source: str | Path, config: ConfigDict, classes
     A loss's memory, if it has one, starts anew: it is of the other run's data.
 
     Arrays go by path; those that are absent there or of another shape (a head of other classes) keep their fresh values
-    and are listed in the log. So are the model's settings that are others than there.
+    and are listed in the log. So are the model's settings that are others than there. Columns that
+    box_head.class_multiple adds to a classifier are left out there and 0 here, so that it may be another.
 
     Raises:
         CheckpointError: no checkpoint in `source`, or not one array of it fits.
@@ -43,9 +47,12 @@ def init_from(state: TrainState, source: str | Path, config: ConfigDict, classes
     own = {"params": state.params, "batch_stats": state.batch_stats}
     flat = flatten(found.variables)
     skipped: list[str] = []
+    columns = tuple(_classifier_columns(c, len(found.classes)) for c in (found.config, config))
 
     def pick(path, leaf):
         key = parameter_path(path)
+        if key in flat and re.fullmatch(_CLASSIFIER, key) and (flat[key].shape[-1], leaf.shape[-1]) == columns:
+            flat[key] = _with_columns(np.asarray(flat[key]), len(found.classes), leaf.shape[-1])
         if key in flat and flat[key].shape == leaf.shape:
             return jax.device_put(flat[key].astype(leaf.dtype), leaf.sharding)
         shape = f"shape {flat[key].shape} against {leaf.shape}" if key in flat else "absent"
@@ -65,6 +72,18 @@ def init_from(state: TrainState, source: str | Path, config: ConfigDict, classes
         LOG.warning("not taken from %s, freshly initialised: %s", source, ", ".join(skipped))
     ema = None if state.ema_params is None else jax.tree.map(lambda x: x.copy(), merged["params"])
     return state.replace(params=merged["params"], batch_stats=merged["batch_stats"], ema_params=ema)
+
+
+def _classifier_columns(config: ConfigDict, num_classes: int) -> int | None:
+    """Columns that a classifier with one for each class has with those of box_head.class_multiple."""
+    if config_lib.task_of(config) != config_lib.DETECTION:
+        return None
+    return padded_count(num_classes, config.model.box_head.class_multiple)
+
+
+def _with_columns(x: np.ndarray, num_classes: int, columns: int) -> np.ndarray:
+    """x[..., :num_classes] and zeros up to `columns`."""
+    return np.pad(x[..., :num_classes], [(0, 0)] * (x.ndim - 1) + [(0, columns - num_classes)])
 
 
 def _check_conventions(saved: ConfigDict, own: ConfigDict, source: str | Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from eql_jax.training import checkpoints as checkpoints_lib
@@ -17,6 +18,7 @@ from eql_jax.training import mesh as mesh_lib
 from eql_jax.training.checkpoints import Checkpoints, find_checkpoint, load_detector, load_for_inference
 from eql_jax.training.compatibility import Classes
 from eql_jax.training.errors import CheckpointError, ConfigError
+from eql_jax.training.state import create_state
 from eql_jax.training.warm_start import init_from
 from tests.training import toy
 
@@ -217,6 +219,28 @@ def test_init_from_takes_what_fits(tmp_path, caplog):
     alien = fresh.replace(params={"other": wide}, batch_stats={}, ema_params=None)
     with pytest.raises(CheckpointError, match="not one of 1 arrays fits this model; the first is params/other"):
         init_from(alien, tmp_path, config)
+
+
+def test_init_from_keeps_the_classes_of_a_padded_classifier(tmp_path):
+    def run(multiple, fill):
+        config = toy.make_config(**{"model.box_head.class_multiple": multiple})
+        columns = max(multiple, len(toy.CLASSES))
+        layer = {"kernel": jnp.full((3, columns), fill) + jnp.arange(columns), "bias": jnp.full(columns, fill)}
+        params = jax.device_put({"cls_score": layer, "dense": {"kernel": jnp.full((2, 2), fill)}})
+        return config, create_state({"params": params}, optax.sgd(0.1), ema=False)
+
+    config, saved = run(8, 1.0)
+    save(tmp_path, config, saved)
+    for multiple in (1, 4, 8):
+        config, fresh = run(multiple, 5.0)
+        found = init_from(fresh, tmp_path, config).params["cls_score"]
+        for name, values in saved.params["cls_score"].items():
+            np.testing.assert_array_equal(found[name][..., :2], values[..., :2])
+            assert multiple == 8 or not found[name][..., 2:].any()
+    config, fresh = run(1, 5.0)
+    wider = {"kernel": jnp.full((3, 3), 5.0), "bias": jnp.full(3, 5.0)}  # softmax: a column for background
+    fresh = fresh.replace(params=fresh.params | {"cls_score": wider})
+    assert_same(init_from(fresh, tmp_path, config).params["cls_score"], wider)
 
 
 def test_init_from_refuses_weights_of_another_input(tmp_path, caplog):
