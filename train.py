@@ -121,6 +121,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             result = train(
                 state=state,
                 step_function=step_function,
+                several_steps=step_function.several,
                 make_batches=make_batches,
                 config=config,
                 mesh=mesh,

@@ -224,11 +224,14 @@ def compile_programme(jitted, *args) -> Programme:
     return Programme(compiled, found)
 
 
-def timings(fn: Callable[[], object], args: argparse.Namespace, *, warmup: int = 2) -> dict[str, object]:
-    """seconds (median of calls that are waited for), pipelined_seconds and images/s by both, of a batch by fn()."""
+def timings(
+    fn: Callable[[], object], args: argparse.Namespace, *, warmup: int = 2, steps: int = 1
+) -> dict[str, object]:
+    """seconds (median of calls that are waited for), pipelined_seconds and images/s by both, of one of the `steps`
+    batches that fn() takes."""
     repeats = repeats_of(args)
-    seconds = median_seconds(fn, repeats=repeats, warmup=warmup)
-    pipelined = pipelined_seconds(fn, repeats=repeats)
+    seconds = median_seconds(fn, repeats=repeats, warmup=warmup) / steps
+    pipelined = pipelined_seconds(fn, repeats=repeats) / steps
     return {
         "repeats": repeats,
         "seconds": seconds,

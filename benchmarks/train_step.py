@@ -9,7 +9,8 @@ those of LVIS (lvis_like.py). A row says: `seconds` of a step, the median of `re
 `images_per_second` by it; `pipelined_seconds` when steps are issued without waiting, as the training loop does;
 `peak_gib` (the device's peak since the process began, its compilations included; on a CPU the process's) and
 `planned_gib`, XLA's plan for the step; `trace_seconds` and `compile_seconds`; FLOPs and `mfu`, their share of the
-chip's peak (flops.py); on a CPU `units`, the time in 4096-cubed float32 matmuls.
+chip's peak (flops.py); on a CPU `units`, the time in 4096-cubed float32 matmuls. With --set train.steps_per_call=N all
+are of a step of N in one call, but for planned_gib and compiled_flops, which are of the call.
 
 The weights are random, so RoIs are as bad as on the first steps of a training; every shape is the same as later on.
 Memory is a peak of the whole process, so `--compare 1203 80` starts one process for each class count and prints the
@@ -60,22 +61,25 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     batch = jax.device_put(batch, batch_sharding(mesh))
     del state
 
+    count, one_step = config.train.steps_per_call, make_train_step(model, optimizer, config, mesh)
+    call, given = (one_step, batch) if count == 1 else (one_step.several, (batch,) * count)
     with jax.set_mesh(mesh):
-        step = common.compile_programme(make_train_step(model, optimizer, config, mesh).jitted, carry["state"], batch)
+        step = common.compile_programme(call.jitted, carry["state"], given)
+    step.facts["matmul_flops"] /= count
 
     def one() -> dict:
-        carry["state"], carry["metrics"] = step.compiled(carry["state"], batch)
+        carry["state"], carry["metrics"] = step.compiled(carry["state"], given)
         return carry["metrics"]
 
-    times = common.timings(one, args)
+    times = common.timings(one, args, steps=count)
     peak = common.peak_memory_gib()  # before the unit is timed, which needs memory of its own
     row = {
         "benchmark": "train_step",
         **common.facts(args),
         "objects_mean": float(objects.mean()),
         "objects_max": int(objects.max()),
-        "foreground_rois": float(carry["metrics"]["num_foreground"]),
-        "loss": float(carry["metrics"]["loss"]),
+        "foreground_rois": float(np.ravel(carry["metrics"]["num_foreground"])[-1]),
+        "loss": float(np.ravel(carry["metrics"]["loss"])[-1]),
         **times,
         "peak_gib": peak,
         **step.facts,

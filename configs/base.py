@@ -204,6 +204,11 @@ def get_config() -> ConfigDict:
     t.reference_batch_size = 0
     t.steps = 90_000
     t.gradient_accumulation = 1  # the batch is run in this many parts, one after the other
+    # Steps that go to the device in one call, so that the host has less to do; for small models on fast devices. Saves
+    # and evaluations come at their steps all the same, with calls of one step before them where this does not divide
+    # checkpoint.every or eval.every. Asks for batches of one shape: one bucket, or data.scale_jitter. See
+    # docs/performance.md
+    t.steps_per_call = 1
     # The gradient computes what is inside of the backbone's blocks anew instead of keeping it: less memory, more time,
     # the same results
     t.remat = False

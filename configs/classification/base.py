@@ -74,6 +74,9 @@ def get_config() -> ConfigDict:
     t.reference_batch_size = 256
     t.steps = 12_800
     t.gradient_accumulation = 1  # the batch is run in this many parts; BatchNorm sees one part at a time
+    # Steps that go to the device in one call, so that the host has less to do. Saves and evaluations come at their
+    # steps all the same, with calls of one step before them where this does not divide checkpoint.every or eval.every
+    t.steps_per_call = 1
     t.init_from = ""  # workdir or checkpoint whose parameters training starts from
     t.loss_weights = ConfigDict(dict(cls=1.0))
     o = c.optimizer = ConfigDict()

@@ -100,6 +100,7 @@ def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *,
             result = train(
                 state=state,
                 step_function=step_function,
+                several_steps=step_function.several,
                 make_batches=make_batches,
                 config=config,
                 mesh=mesh,

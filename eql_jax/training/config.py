@@ -68,12 +68,15 @@ ADDED_FIELDS = {
     "model.roi.max_samples": 64,
     "train.reference_batch_size": 0,
     "train.remat": False,
+    "train.steps_per_call": 1,
     "data.engine": "threads",
     "eval.ap_fixed": False,
     "eval.ap_pool": False,
     "eval.boundary": False,
     "eval.backend": "fast",
 }
+# The same for configs of other tasks.
+ADDED_FIELDS_OF_OTHERS = {"train.steps_per_call": 1}
 # Sections whose keys are arguments of a function or fields of a class, which checks them itself
 FREE_SECTIONS = ("data.supershapes", "model.box_head.loss_options", "loss.options")
 # {name of a loss: its options}
@@ -154,9 +157,8 @@ def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote; JSON's lists become tuples again, and fields added since it was written get the
     values that mean what was done then."""
     config = ConfigDict(_tuples(json.loads(text)))
-    if task_of(config) != DETECTION:
-        return config
-    for key, value in ADDED_FIELDS.items():
+    added = ADDED_FIELDS if task_of(config) == DETECTION else ADDED_FIELDS_OF_OTHERS
+    for key, value in added.items():
         section, _, name = key.rpartition(".")
         if _has(config, section) and name not in (group := _get(config, section)):
             group[name] = value

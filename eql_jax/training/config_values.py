@@ -108,6 +108,7 @@ RANGES = {
     "train.reference_batch_size": (0, None),
     "train.steps": (1, None),
     "train.gradient_accumulation": (1, None),
+    "train.steps_per_call": (1, None),
     "optimizer.learning_rate": (0, None),
     "optimizer.momentum": (0, 1),
     "optimizer.weight_decay": (0, None),
@@ -189,6 +190,10 @@ def training_faults(config: ConfigDict) -> Iterator[str]:
     m, t, o = config.model, config.train, config.optimizer
     if t.batch_size % t.gradient_accumulation:
         yield f"train.batch_size {t.batch_size} is not a multiple of gradient_accumulation {t.gradient_accumulation}"
+    # With more, every call would be one of a single step.
+    for key, every in (("checkpoint.every", config.checkpoint.every), ("eval.every", config.eval.every)):
+        if 0 < every < t.steps_per_call:
+            yield f"train.steps_per_call is {t.steps_per_call}; expected at most {key} {every}"
     if o.name == "adamw" and o.nesterov:
         yield "optimizer.nesterov is for sgd; optimizer.name is 'adamw'"
     if o.schedule == "steps" and list(o.decay_at) != sorted(set(o.decay_at)):
@@ -248,6 +253,11 @@ def _relation_faults(config: ConfigDict) -> Iterator[str]:
         len(b) != 2 or any(not isinstance(s, int) or s < 1 or s % 32 for s in b) for b in d.buckets
     ):
         yield f"data.buckets is {d.buckets}; expected (height, width) pairs of multiples of 32"
+    if config.train.steps_per_call > 1 and len(d.buckets) > 1 and not d.scale_jitter:
+        yield (
+            f"train.steps_per_call is {config.train.steps_per_call}, which asks for batches of one shape; expected one "
+            f"bucket in place of data.buckets {d.buckets}, or data.scale_jitter"
+        )
     if any(not isinstance(side, int) for side in config.eval.tta.shorter_sides):
         yield f"eval.tta.shorter_sides is {config.eval.tta.shorter_sides}; expected whole numbers of pixels"
     unlimited = [name for name in ("ap_fixed", "ap_pool") if config.eval[name]]

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,9 +28,10 @@ from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.schedules import Schedule
 from eql_jax.training.state import TrainState
 
-LAG = 2  # steps in flight before the metrics of the oldest are read
+LAG = 2  # calls in flight before the metrics of the oldest are read
 
 StepFunction = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Mapping[str, jax.Array]]]
+SeveralSteps = Callable[[TrainState, Sequence[Mapping[str, jax.Array]]], tuple[TrainState, Mapping[str, jax.Array]]]
 
 
 class TrainResult(NamedTuple):
@@ -43,16 +44,17 @@ class TrainResult(NamedTuple):
 
 @dataclasses.dataclass
 class _Pending:
-    """A step under way: updates done after it, its metrics on the device, ids of this host's images, and
-    time.monotonic() when it was first seen to be done."""
+    """A call under way: updates done after it, its steps' metrics on the device (scalars, or [steps]), ids of this
+    host's images for each step, and time.monotonic() when it was issued and first seen to be done."""
 
     step: int
     metrics: Mapping[str, jax.Array]
-    image_ids: np.ndarray
+    image_ids: Sequence[np.ndarray]
+    issued: float
     done: float | None = None
 
     def look(self) -> None:
-        """Notes the time if the step is done."""
+        """Notes the time if the call is done."""
         if self.done is None and self.metrics["loss"].is_ready():
             self.done = time.monotonic()
 
@@ -61,6 +63,7 @@ def train(
     *,
     state: TrainState,
     step_function: StepFunction,
+    several_steps: SeveralSteps | None = None,
     make_batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
     config: ConfigDict,
     mesh: Mesh,
@@ -72,11 +75,14 @@ def train(
     """Trains from `state.step` to `config.train.steps`.
 
     Every `checkpoint.every` steps, before every evaluation, at the end and on SIGTERM or Ctrl-C the state is saved.
+    With train.steps_per_call = n, n steps go to the device in one call wherever none of them but the last asks for a
+    save or an evaluation; the others go one by one.
 
     Args:
         state: where to start; its buffers are donated to the first step.
         step_function: (state, device batch) -> (state, metrics); the state's step grows by 1, the metrics are float
             scalars with at least `loss`; all whose names start with 'loss', and `grad_norm`, must stay finite.
+        several_steps: the same for train.steps_per_call batches of one shape, metrics [steps]. None: that must be 1.
         make_batches: start step -> iterator of this host's NumPy batches from that step on; the same step must always
             give the same batch.
         config: the whole config.
@@ -90,6 +96,8 @@ def train(
         NonFiniteLossError: a loss or the gradient norm is NaN or infinite (with debug.nan_checks).
         CheckpointError: no room for a checkpoint before the start, or the last save failed.
     """
+    if several_steps is None and config.train.steps_per_call > 1:
+        raise ValueError(f"train.steps_per_call is {config.train.steps_per_call}; expected several_steps to run them")
     step, total = int(state.step), config.train.steps
     log = _MetricLog(config, writer, checkpoints, schedule)
     evaluated = None
@@ -114,17 +122,22 @@ def train(
             if step < total:
                 batches = stack.enter_context(Prefetcher(make_batches(step), mesh, size=config.data.prefetch))
             started = time.monotonic()
-            first = step + 1
+            start = step
             while step < total and not stopped:
-                batch = next(batches)
-                state, metrics = step_function(state, batch.arrays)
-                step += 1
-                log.add(_Pending(step, metrics, batch.image_ids))
-                if step == first:
+                before, taken = step, [next(batches) for _ in range(_steps_of_call(step, config))]
+                issued = time.monotonic()
+                if len(taken) == 1:
+                    state, metrics = step_function(state, taken[0].arrays)
+                else:
+                    state, metrics = several_steps(state, [batch.arrays for batch in taken])
+                step += len(taken)
+                log.add(_Pending(step, metrics, [batch.image_ids for batch in taken], issued))
+                if before == start:
                     log.read_all()
-                    writer.message(f"first step: {time.monotonic() - started:.1f} s with data and compilation")
+                    name = "first step" if len(taken) == 1 else f"first {len(taken)} steps"
+                    writer.message(f"{name}: {time.monotonic() - started:.1f} s with data and compilation")
                     writer.start_clock(step)
-                stopped = _agree(signals.requested, step, config.log.every)
+                stopped = _agree(signals.requested, before, step, config.log.every)
                 if stopped:
                     log.read_all()
                     checkpoints.save(state)
@@ -148,11 +161,21 @@ def _is_due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
-def _agree(requested: bool, step: int, every: int) -> bool:
-    """Whether to stop after this step; several hosts must stop at the same one, so they ask each other now and then."""
+def _steps_of_call(step: int, config: ConfigDict) -> int:
+    """How many steps go into the call after `step`: train.steps_per_call, or 1 where a save, an evaluation or the end
+    would fall between them."""
+    count, total = config.train.steps_per_call, config.train.steps
+    inner = range(step + 1, step + count)
+    due = any(_is_due(s, every, total) for s in inner for every in (config.checkpoint.every, config.eval.every))
+    return 1 if due else count
+
+
+def _agree(requested: bool, before: int, step: int, every: int) -> bool:
+    """Whether to stop after `step`, which `before` came before the call; several hosts must stop at the same one, so
+    they ask each other now and then."""
     if jax.process_count() == 1:
         return requested
-    return step % every == 0 and bool(np.any(multihost_utils.process_allgather(np.asarray(requested))))
+    return step // every > before // every and bool(np.any(multihost_utils.process_allgather(np.asarray(requested))))
 
 
 class _MetricLog:
@@ -165,6 +188,7 @@ class _MetricLog:
         self._writer, self._checkpoints, self._schedule = writer, checkpoints, schedule
         self._pending: deque[_Pending] = deque()
         self._window: list[dict[str, float]] = []
+        self._done = 0.0  # when the last call that was read was done
 
     def add(self, pending: _Pending) -> None:
         self._pending.append(pending)
@@ -180,18 +204,28 @@ class _MetricLog:
     def _read(self, pending: _Pending) -> None:
         jax.block_until_ready(pending.metrics["loss"])
         pending.look()
-        values = {k: float(v) for k, v in jax.device_get(dict(pending.metrics)).items()}
+        metrics = {k: np.atleast_1d(v) for k, v in jax.device_get(dict(pending.metrics)).items()}
+        count = len(pending.image_ids)
+        seconds = (pending.done - max(pending.issued, self._done)) / count
+        self._done = pending.done
+        for i, image_ids in enumerate(pending.image_ids):
+            later = count - 1 - i
+            values = {k: float(v[i]) for k, v in metrics.items()}
+            # Within a call every step is taken to last as long.
+            self._read_step(pending.step - later, values, image_ids, pending.done - later * seconds)
+
+    def _read_step(self, step: int, values: dict[str, float], image_ids: np.ndarray, done: float) -> None:
         if self._check:
-            self._check_finite(pending, values)
+            self._check_finite(step, values, image_ids)
         self._window.append(values)
-        if _is_due(pending.step, self._every, self._total):
+        if _is_due(step, self._every, self._total):
             means = {k: float(np.mean([w[k] for w in self._window])) for k in self._window[0]}
             if self._schedule is not None:
-                means["learning_rate"] = float(self._schedule(pending.step - 1))
-            self._writer.train(pending.step, means, done=pending.done)
+                means["learning_rate"] = float(self._schedule(step - 1))
+            self._writer.train(step, means, done=done)
             self._window.clear()
 
-    def _check_finite(self, pending: _Pending, values: Mapping[str, float]) -> None:
+    def _check_finite(self, step: int, values: Mapping[str, float], image_ids: np.ndarray) -> None:
         names = sorted((k for k in values if k.startswith("loss")), key=lambda k: (k != "loss", k))
         checked = {k: values[k] for k in (*names, "grad_norm") if k in values}
         faulty = [k for k, v in checked.items() if not math.isfinite(v)]
@@ -199,9 +233,9 @@ class _MetricLog:
             return
         latest = self._checkpoints.latest_step()
         raise NonFiniteLossError(
-            f"step {pending.step}: {', '.join(faulty)} not finite; "
+            f"step {step}: {', '.join(faulty)} not finite; "
             + ", ".join(f"{k} {v:g}" for k, v in checked.items())
-            + f"; image ids {', '.join(str(i) for i in pending.image_ids.tolist())}. "
+            + f"; image ids {', '.join(str(i) for i in image_ids.tolist())}. "
             + (f"The last good checkpoint is of step {latest}. " if latest is not None else "No checkpoint was saved. ")
             + "Try a lower learning rate, a longer warm-up or config.optimizer.clip_norm"
         )

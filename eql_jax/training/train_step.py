@@ -3,7 +3,8 @@
 Shapes: B images of the global batch (sharded over the mesh's 'data' axis), K foreground classes.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +45,9 @@ def make_train_step(
     shardings: Any = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Returns the jitted step(state, batch) -> (state, metrics); `state` is donated.
+
+    Its attribute `several` is the same for train.steps_per_call steps in one call, several(state, batches) -> (state,
+    metrics): batches of one shape, as many as steps; of every metric [steps]. None where that is 1.
 
     Args:
       model: the detector.
@@ -109,18 +113,31 @@ def make_train_step(
         state = TrainState(state.step + 1, params, opt_state=opt_state, ema_params=ema_params, **memory)
         return state, metrics
 
+    def steps(
+        state: TrainState, batches: Sequence[dict[str, jax.Array]], seed: ArrayLike
+    ) -> tuple[TrainState, Metrics]:
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+        return jax.lax.scan(lambda state, batch: step(state, batch, seed), state, stacked)
+
     replicated, by_image = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     placed = replicated if shardings is None else shardings
     options = dict(out_shardings=(placed, replicated), donate_argnums=0)
     # The seed is an argument, so that runs of other seeds find the programme in the compile cache.
     seeded = jax.jit(step, in_shardings=(placed, by_image, replicated), **options)
+    several = jax.jit(steps, in_shardings=(placed, by_image, replicated), **options)
     seed = np.uint32(config.seed)
 
     def run_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
             return seeded(state, batch, seed)
 
-    of_this_seed = lambda state, batch: step(state, batch, seed)  # noqa: E731
-    # For ahead-of-time compilation: the same programme but for the seed, which is a constant in it.
-    run_step.jitted = jax.jit(of_this_seed, in_shardings=(placed, by_image), **options)
+    def run_several(state: TrainState, batches: Sequence[dict[str, jax.Array]]) -> tuple[TrainState, Metrics]:
+        with jax.set_mesh(mesh):
+            return several(state, tuple(batches), seed)
+
+    # For ahead-of-time compilation: the same programmes but for the seed, which is a constant in them.
+    for run, function in ((run_step, step), (run_several, steps)):
+        of_this_seed = functools.partial(function, seed=seed)
+        run.jitted = jax.jit(of_this_seed, in_shardings=(placed, by_image), **options)
+    run_step.several = run_several if config.train.steps_per_call > 1 else None
     return run_step

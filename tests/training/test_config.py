@@ -94,6 +94,11 @@ def test_overrides(tmp_path, words, key, value):
         ("--config.data.buckets=((100, 128),)", r"buckets is .*multiples of 32"),
         ("--config.model.rpn.anchor_sizes=(32, 64)", r"anchor_sizes has 2 entries; expected 5"),
         ("--config.train.gradient_accumulation=3", r"batch_size 16 is not a multiple of gradient_accumulation 3"),
+        ("--config.train.steps_per_call=2", r"steps_per_call is 2, .* expected one bucket in place of"),
+        (
+            "--config.train.steps_per_call=8 --config.data.scale_jitter=(.1,2.) --config.checkpoint.every=4",
+            r"steps_per_call is 8; expected at most checkpoint\.every 4",
+        ),
         ("--config.model.eql.tail_letters=rx", r"tail_letters is 'rx'"),
         ("--config.model.eql.function=gompertz", r"eql\.function is 'gompertz', which goes with eql\.tail_by"),
         ("--config.optimizer.groups=(('(', 1.0, 1.0),)", r"optimizer\.groups\[0\] is .*expected \(regex"),

@@ -66,7 +66,8 @@ def make_state(config, optimizer):
 
 
 def make_step(config, optimizer, mesh):
-    """step(state, batch) -> (state, metrics), jitted over the mesh with donated state; noise from (seed, step)."""
+    """step(state, batch) -> (state, metrics) and the same for tuples of batches, jitted over the mesh with donated
+    state; noise from (seed, step)."""
 
     def loss_function(params, batch, key):
         noise = 0.1 * jax.random.normal(key, batch["y"].shape)
@@ -89,10 +90,12 @@ def make_step(config, optimizer, mesh):
         norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
         return state, {"loss": loss, "loss_cls": loss / 2, "grad_norm": norm}
 
+    def several(state, batches):
+        return jax.lax.scan(step, state, jax.tree.map(lambda *x: jnp.stack(x), *batches))
+
     replicated = mesh_lib.replicated(mesh)
-    return jax.jit(
-        step, donate_argnums=0, in_shardings=(replicated, mesh_lib.batch_sharding(mesh)), out_shardings=replicated
-    )
+    options = dict(in_shardings=(replicated, mesh_lib.batch_sharding(mesh)), out_shardings=replicated)
+    return tuple(jax.jit(f, donate_argnums=0, **options) for f in (step, several))
 
 
 def fresh_state(config, mesh):
@@ -105,17 +108,19 @@ def fresh_state(config, mesh):
 
 
 def run(workdir, config, *, wrap=lambda step: step, batches=make_batches, evaluate=None, classes=CLASSES):
-    """Trains or resumes in `workdir` as train.py does; `wrap` changes the step function."""
+    """Trains or resumes in `workdir` as train.py does; `wrap` changes the function of one step."""
     Path(workdir).mkdir(parents=True, exist_ok=True)
     mesh = mesh_lib.make_mesh(config)
     state, optimizer = fresh_state(config, mesh)
     with Checkpoints(workdir, config, classes) as checkpoints:
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(state)
+        one, several = make_step(config, optimizer.transform, mesh)
         with MetricWriter(workdir, config, start_step=int(state.step)) as writer:
             return train(
                 state=state,
-                step_function=wrap(make_step(config, optimizer.transform, mesh)),
+                step_function=wrap(one),
+                several_steps=lambda state, batches: several(state, tuple(batches)),
                 make_batches=batches,
                 config=config,
                 mesh=mesh,
