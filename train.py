@@ -43,6 +43,7 @@ from eql_jax.training.state import create_state
 from eql_jax.training.tail import class_frequencies, make_tail
 from eql_jax.training.train_step import make_train_step
 from eql_jax.training.tta import make_test_detector
+from eql_jax.training.xla_flags import set_xla_flags
 
 LOG = logging.getLogger("eql_jax.train")
 
@@ -200,6 +201,10 @@ def main() -> None:
             "--checkpoint and --out are for --mode=eval. Training goes on from the newest checkpoint of --workdir, or "
             "starts from another run's with --config.train.init_from=DIR"
         )
+    try:
+        set_xla_flags()
+    except UserError as e:
+        parser.error(str(e))
     if options.distributed:
         jax.distributed.initialize()
     logging.basicConfig(format="%(message)s", force=True)  # some import has set one up already

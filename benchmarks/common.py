@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eql_jax.training.xla_flags import CHOICES, SWITCH
+
 _START = time.perf_counter()
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -126,6 +128,9 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=0, help="timed calls; 0: 5 on a CPU, 20 elsewhere")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of configs/base.py")
     parser.add_argument("--unit", action=argparse.BooleanOptionalAction, help="time the unit; default: on a CPU")
+    parser.add_argument(
+        "--xla_flags", choices=CHOICES, help="those of eql_jax/training/xla_flags.py, or none; default: by $" + SWITCH
+    )
     parser.add_argument("--commit", default="", help="what to call the code where there is no git")
     parser.add_argument("--stages", action="store_true", help="also the time of every stage, see stages.py")
     parser.add_argument("--profile", metavar="DIR", help="also a trace, and its ten costliest operations")

@@ -6,8 +6,8 @@
 The first call measures until its time is up; every row is in the file as soon as it is measured, and the same call
 again goes on where the last one stopped. Order: the training step at batch 8, bfloat16, 800 x 1344 and 1203 classes,
 and torchvision's; inference likewise; where the training step's time goes; 80 classes; 1024 x 1024; other batches;
-float32. The second call prints the file as the table of docs/performance.md. benchmarks/rows.py says more of rows and
-files.
+float32; four steps in one call; no flags of XLA. The second call prints the file as the table of docs/performance.md.
+benchmarks/rows.py says more of rows and files.
 
 Needs jax for the device, flax, optax, numpy and ml_collections, and for the ratios PyTorch with torchvision, here or
 in another environment (--torch_python).
@@ -29,9 +29,10 @@ SESSION = (
     dataclasses.replace(TRAIN[0], breakdown=True),
     *TRAIN[2:4],
     INFER[4],
-    *TRAIN[4:],
+    *TRAIN[4:-2],
     *INFER[5:],
     dataclasses.replace(INFER[0], breakdown=True),
+    *TRAIN[-2:],
 )
 HEADER = (
     "| batch, type, size, classes | images/s | ms a batch | peak GiB | compile, s | MFU | torchvision, images/s "
@@ -53,6 +54,7 @@ def table(results: list[dict]) -> str:
 
 def _line(row: Row, known: dict[str, dict]) -> str:
     name = f"{row.batch}, {row.dtype}, {row.size[0]} x {row.size[1]}, {row.classes}"
+    name += f", `{' '.join(row.options)}`" if row.options else ""
     ours = known.get(row.name) or known.get(dataclasses.replace(row, breakdown=True).name, {})
     peer = dataclasses.replace(row, peer=True)
     theirs = known.get(peer.name, {})

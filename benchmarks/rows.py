@@ -29,7 +29,7 @@ TAIL = 2000  # characters of a failed row's messages that are kept
 class Row:
     """One measurement: benchmark 'train_step' or 'inference', of this package or (peer) of torchvision.
 
-    breakdown: with the times of the stages and a profile. tiny: a small model, see TINY.
+    breakdown: with the times of the stages and a profile. tiny: a small model, see TINY. options: further words.
     """
 
     benchmark: str
@@ -40,13 +40,14 @@ class Row:
     peer: bool = False
     breakdown: bool = False
     tiny: bool = False
+    options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """What stands for the row in the results file."""
         words = [PEERS[self.benchmark] if self.peer else self.benchmark, f"batch {self.batch}", self.dtype]
         words += ["{}x{}".format(*self.size), f"{self.classes} classes"]
-        return " ".join(words + ["tiny"] * self.tiny + ["breakdown"] * self.breakdown)
+        return " ".join([*words, *["tiny"] * self.tiny, *["breakdown"] * self.breakdown, *self.options])
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -64,7 +65,7 @@ class Row:
         else:
             words = [python, HERE / f"{self.benchmark}.py", *words]
             words += ["--stages", "--profile", profile] if self.breakdown else []
-        return [str(w) for w in [*words, *(TINY if self.tiny else ())]]
+        return [str(w) for w in [*words, *(TINY if self.tiny else ()), *self.options]]
 
 
 def _train(**options) -> Row:
@@ -120,6 +121,8 @@ LISTS = {
             _train(peer=True, classes=80),
             _train(peer=True, size=(1024, 1024)),
             _train(peer=True, batch=16),
+            _train(options=("--set", "train.steps_per_call=4")),
+            _train(options=("--xla_flags", "none")),
         ),
         "cpu": tuple(_train(classes=k, batch=1, size=(640, 640), dtype="float32") for k in (1203, 80)),
         "tiny": (_tiny("train_step", breakdown=True),),
@@ -305,6 +308,7 @@ def main(benchmark: str, run: Callable[[argparse.Namespace], dict], parser: argp
     """The command line of train_step.py and inference.py: one measurement by run(args), or several processes."""
     from benchmarks import common
     from eql_jax.training.errors import UserError
+    from eql_jax.training.xla_flags import set_xla_flags
 
     common.add_detector_arguments(parser)
     parser.add_argument("--rows", choices=tuple(LISTS[benchmark]), help="a list of rows, in the order of their worth")
@@ -326,6 +330,7 @@ def main(benchmark: str, run: Callable[[argparse.Namespace], dict], parser: argp
         run_rows([row, dataclasses.replace(row, peer=True)], extra=extra, **run_options(args))
     else:
         try:
+            set_xla_flags(args.xla_flags)
             run(args)
         except UserError as e:
             parser.error(str(e))

@@ -33,6 +33,7 @@ from eql_jax.evaluation.results import Result, ResultWriter
 from eql_jax.evaluation.run import detect
 from eql_jax.training.errors import UserError
 from eql_jax.training.tail import class_frequencies
+from eql_jax.training.xla_flags import set_xla_flags
 from eql_jax.visualize import ClassLabel, class_labels, draw_detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -219,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0, or 2 when the user has to put something right."""
     options = parse_arguments(arguments)
     try:
+        set_xla_flags()
         if predict(options):
             return 0
         print("error: none of the images could be read", file=sys.stderr)

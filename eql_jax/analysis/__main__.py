@@ -89,9 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parse_arguments(arguments)
     from eql_jax.data.validation import AnnotationError
     from eql_jax.training.errors import UserError
+    from eql_jax.training.xla_flags import set_xla_flags
 
     logging.basicConfig(format="%(message)s")
     try:
+        set_xla_flags()
         print(f"written: {analyse(options, overrides)}")
     except (UserError, AnnotationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eql_jax.training.errors import UserError
+from eql_jax.training.xla_flags import set_xla_flags
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0, or 2 when the user has to put something right."""
     options = parse_arguments(arguments)
     try:
+        set_xla_flags()
         run(options)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -119,6 +119,13 @@ def test_order_of_worth():
         assert row in gpu_session.SESSION
 
 
+def test_a_row_with_options_has_a_name_of_its_own():
+    row = dataclasses.replace(FIRST, options=("--xla_flags", "none"))
+    assert row in gpu_session.SESSION and row.name == f"{FIRST.name} --xla_flags none"
+    assert row.command(python="p", torch_python="t", profile="")[-2:] == ["--xla_flags", "none"]
+    assert "| 8, bfloat16, 800 x 1344, 1203, `--xla_flags none` | not measured |" in gpu_session.table([])
+
+
 def test_table(tmp_path):
     empty = gpu_session.table([])
     assert "| 8, bfloat16, 800 x 1344, 1203 | not measured |" in empty
