@@ -60,10 +60,8 @@ def _targets(m: MaskRCNN, pyramid, proposals, gt, keys):
     return of_anchors, of_rois, m.foreground_slots(of_rois)
 
 
-def _roi_align(m: MaskRCNN, pyramid, boxes, mask_boxes):
-    return m.pool(pyramid, boxes, m.config.box_head.pool_size), m.pool(
-        pyramid, mask_boxes, m.config.mask_head.pool_size
-    )
+def _pool(m: MaskRCNN, pyramid, boxes, *, head: str):
+    return m.pool(pyramid, boxes, m.config[head].pool_size)
 
 
 def _box_head(m: MaskRCNN, pooled, rois: RoITargets, classes):
@@ -96,14 +94,6 @@ def _all_boxes(m: MaskRCNN, pooled, boxes):
     hidden = m.box_head.hidden(pooled)
     scores = m.box_head.scores(m.box_head.logits(hidden)).reshape(*boxes.shape[:2], -1)
     return scores, m.box_head.all_deltas(hidden).reshape(*boxes.shape[:2], -1, 4)
-
-
-def _pool_boxes(m: MaskRCNN, pyramid, boxes):
-    return m.pool(pyramid, boxes, m.config.box_head.pool_size)
-
-
-def _pool_masks(m: MaskRCNN, pyramid, boxes):
-    return m.pool(pyramid, boxes, m.config.mask_head.pool_size)
 
 
 def _detections(m: MaskRCNN, scores, deltas, proposals, image_size):
@@ -194,11 +184,10 @@ def training(
     total = lambda terms: sum(weights[name] * terms[name] for name in LOSS_TERMS if name in terms)  # noqa: E731
 
     clock = Clock(model, variables, repeats, compiler_options)
-    pyramid = clock.stage("backbone_fpn", _backbone_fpn, batch["image"], batch["image_size"], train=True)
-    rpn = clock.stage("rpn", _rpn, pyramid)
-    proposals = clock.stage("proposals", _proposals, pyramid, rpn, batch["image_size"], train=True)
+    pyramid, rpn, proposals = _proposed(clock, batch, train=True)
     anchor_targets, rois, slots = clock.stage("targets", _targets, pyramid, proposals, gt, keys)
-    pooled, mask_pooled = clock.stage("roi_align", _roi_align, pyramid, rois.boxes, slots.boxes)
+    pooled = clock.stage("roi_align", _pool, pyramid, rois.boxes, head="box_head")
+    mask_pooled = clock.stage("roi_align", _pool, pyramid, slots.boxes, head="mask_head")
     logits, deltas = clock.stage("box_head", _box_head, pooled, rois, slots.classes)
     mask_logits = clock.stage("mask_head", _mask_head, mask_pooled, slots.classes, train=True)
     terms = clock.stage("losses", _losses, rpn, anchor_targets, rois, slots, logits, deltas, mask_logits, gt, rules)
@@ -244,17 +233,22 @@ def inference(
     _check(model)
     variables = {k: v for k, v in variables.items() if v}
     clock = Clock(model, variables, repeats, compiler_options)
-    size = batch["image_size"]
-    pyramid = clock.stage("backbone_fpn", _backbone_fpn, batch["image"], size, train=False)
-    rpn = clock.stage("rpn", _rpn, pyramid)
-    proposals = clock.stage("proposals", _proposals, pyramid, rpn, size, train=False)
-    pooled = clock.stage("roi_align", _pool_boxes, pyramid, proposals.boxes)
+    pyramid, _, proposals = _proposed(clock, batch, train=False)
+    pooled = clock.stage("roi_align", _pool, pyramid, proposals.boxes, head="box_head")
     scores, deltas = clock.stage("box_head", _all_boxes, pooled, proposals.boxes)
-    found = clock.stage("detections", _detections, scores, deltas, proposals, size)
-    mask_pooled = clock.stage("roi_align", _pool_masks, pyramid, found.boxes)
+    found = clock.stage("detections", _detections, scores, deltas, proposals, batch["image_size"])
+    mask_pooled = clock.stage("roi_align", _pool, pyramid, found.boxes, head="mask_head")
     classes = jnp.maximum(found.classes, 0).reshape(-1)
     clock.stage("mask_head", _mask_head, mask_pooled, classes, train=False)
     return _summary(clock.seconds, whole, clock) | {"classes": found.classes}
+
+
+def _proposed(clock: Clock, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[Any, Any, Any]:
+    """Pyramid, results of the RPN and proposals: the stages that training and inference share."""
+    size = batch["image_size"]
+    pyramid = clock.stage("backbone_fpn", _backbone_fpn, batch["image"], size, train=train)
+    rpn = clock.stage("rpn", _rpn, pyramid)
+    return pyramid, rpn, clock.stage("proposals", _proposals, pyramid, rpn, size, train=train)
 
 
 def _check(model: MaskRCNN) -> None:
