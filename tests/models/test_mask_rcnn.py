@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.common import synthetic_batch
 from configs import base
 from eql_jax.class_losses import ClassFrequencies
 from eql_jax.class_losses.sigmoid import Sigmoid
@@ -20,6 +19,7 @@ from eql_jax.training.mesh import make_mesh
 from eql_jax.training.optimizer import make_optimizer
 from eql_jax.training.state import create_state
 from eql_jax.training.train_step import LOSS_TERMS, image_keys, make_train_step
+from tests.synthetic import synthetic_batch
 
 K = 7
 

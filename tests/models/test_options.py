@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.common import synthetic_batch
 from configs import base
 from eql_jax import losses
 from eql_jax.class_losses import ClassFrequencies
 from eql_jax.models import build_model, init_model
 from eql_jax.training.train_step import LOSS_TERMS, image_keys
+from tests.synthetic import synthetic_batch
 
 K = 5
 CASCADE = {"cascade.ious": (0.5, 0.6, 0.7), "box_head.class_agnostic_boxes": True}

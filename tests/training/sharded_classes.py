@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.common import synthetic_batch
 from configs import base
 from eql_jax.class_losses import ClassFrequencies
 from eql_jax.losses import equalization_loss, pad_classes, pad_per_class, padded_count
@@ -24,6 +23,7 @@ from eql_jax.training.optimizer import make_optimizer
 from eql_jax.training.sharding import tree_shardings
 from eql_jax.training.state import create_state
 from eql_jax.training.train_step import make_train_step
+from tests.synthetic import synthetic_batch
 
 ROWS, UNITS = 64, 16
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
