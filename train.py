@@ -79,7 +79,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     # It runs once: on a CPU optimising it takes many times as long as running it as it is.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    shardings = tree_shardings(jax.eval_shape(initialise, key), mesh)
+    shardings = tree_shardings(jax.eval_shape(initialise, key), mesh, fsdp=config.mesh.fsdp)
     state = jax.jit(initialise, out_shardings=shardings, compiler_options=options)(key)
     step_function = make_train_step(model, optimizer.transform, config, mesh, shardings)
 

@@ -26,19 +26,21 @@ class Chip:
 
     hbm_gib: memory. flops: bfloat16 operations a second. bandwidth: bytes of memory a second. clock: cycles a second,
     the published peak divided by what the matrix units do in a cycle (v4 and v5p eight of 128 x 128, v5e four; v6e the
-    equal of four of 256 x 256).
+    equal of four of 256 x 256). interconnect: bytes a second that all its links to other chips send, and as many that
+    they receive; None where nothing was found.
     """
 
     hbm_gib: float
     flops: float
     bandwidth: float
     clock: float
+    interconnect: float | None = None
 
 
 CHIPS = {
-    "v4": Chip(32, 275e12, 1228e9, 275e12 / (8 * 2 * 128**2)),
-    "v5e": Chip(16, 197e12, 819e9, 197e12 / (4 * 2 * 128**2)),
-    "v5p": Chip(95, 459e12, 2765e9, 459e12 / (8 * 2 * 128**2)),
+    "v4": Chip(32, 275e12, 1228e9, 275e12 / (8 * 2 * 128**2), 1.1e15 / 4096),
+    "v5e": Chip(16, 197e12, 819e9, 197e12 / (4 * 2 * 128**2), 200e9),
+    "v5p": Chip(95, 459e12, 2765e9, 459e12 / (8 * 2 * 128**2), 600e9),
     "v6e": Chip(32, 918e12, 1640e9, 918e12 / (4 * 2 * 256**2)),
 }
 EXAMPLES = "v4:2x2x1, v5e:2x4, v5p:2x2x1 or v6e:2x2"
@@ -292,7 +294,8 @@ def _trace_train(setting, config, mesh):
     optimizer = make_optimizer(config, params, trainable=trainable_mask(params, config)).transform
     ema = config.optimizer.ema_decay > 0
     state = jax.eval_shape(lambda v: create_state(v, optimizer, ema=ema), variables)
-    step = make_train_step(model, optimizer, config, mesh, tree_shardings(state, mesh))
+    shardings = tree_shardings(state, mesh, fsdp=config.mesh.fsdp)
+    step = make_train_step(model, optimizer, config, mesh, shardings)
     return step.jitted.trace(state, batch_shapes(setting, config))
 
 

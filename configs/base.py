@@ -212,6 +212,9 @@ def get_config() -> ConfigDict:
     # The gradient computes what is inside of the backbone's blocks anew instead of keeping it: less memory, more time,
     # the same results
     t.remat = False
+    # What gradients are summed over devices in: 'compute': what they are computed in; 'bfloat16': half the traffic of
+    # float32, rounded to 8 bits. See docs/scaling.md
+    t.reduce_dtype = "compute"
     t.init_from = ""  # workdir or checkpoint whose parameters training starts from
     t.loss_weights = ConfigDict(dict(rpn_cls=1.0, rpn_box=1.0, cls=1.0, box=1.0, mask=1.0))
     o = c.optimizer = ConfigDict()
@@ -236,7 +239,9 @@ def get_config() -> ConfigDict:
     # Devices along each axis, -1: all that are left. Batches are spread over 'data'; the classifier, its logits and its
     # loss are spread over 'model' by class, for large vocabularies (docs/performance.md). In all else devices
     # along 'model' repeat each other's work.
-    c.mesh = ConfigDict(dict(data=-1, model=1))
+    # fsdp: parameters, optimizer memory and averages are spread over 'data' as well, and put together for each step:
+    # less memory, the same results. See docs/scaling.md
+    c.mesh = ConfigDict(dict(data=-1, model=1, fsdp=False))
 
     # ---------------------------------------------------------------- evaluation, logs, checkpoints
     e = c.eval = ConfigDict()

@@ -77,6 +77,7 @@ def get_config() -> ConfigDict:
     # Steps that go to the device in one call, so that the host has less to do. Saves and evaluations come at their
     # steps all the same, with calls of one step before them where this does not divide checkpoint.every or eval.every
     t.steps_per_call = 1
+    t.reduce_dtype = "compute"  # gradients are summed over devices in what they are computed in, or in 'bfloat16'
     t.init_from = ""  # workdir or checkpoint whose parameters training starts from
     t.loss_weights = ConfigDict(dict(cls=1.0))
     o = c.optimizer = ConfigDict()
@@ -98,7 +99,7 @@ def get_config() -> ConfigDict:
     o.ema_decay = 0.0  # exponential moving average of the parameters, used for evaluation; 0: off
 
     # ---------------------------------------------------------------- devices, evaluation, logs, checkpoints
-    c.mesh = ConfigDict(dict(data=-1, model=1))  # batches are spread over 'data'
+    c.mesh = ConfigDict(dict(data=-1, model=1, fsdp=False))  # see configs/base.py
     e = c.eval = ConfigDict()
     e.every = 1600  # steps; 0: at the end only
     e.batch_size = 256  # images over all devices and hosts

@@ -14,7 +14,7 @@ from eql_jax.data.shapes.catalogue import MAX_CLASSES
 from eql_jax.training import config_values
 
 # Fields that mean the same in detectors' configs
-_SHARED_CHOICES = ("data.engine", "model.dtype", "optimizer.name", "optimizer.schedule")
+_SHARED_CHOICES = ("data.engine", "model.dtype", "train.reduce_dtype", "optimizer.name", "optimizer.schedule")
 _SHARED_RANGES = ("seed", "data.workers", "data.prefetch", "eval.every", "eval.batch_size", "eval.max_images")
 _SHARED_SECTIONS = ("data.photometric.", "model.pixel_", "train.", "optimizer.", "mesh.", "log.", "checkpoint.")
 

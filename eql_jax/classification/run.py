@@ -73,7 +73,7 @@ def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *,
     def initialise(key):
         return create_state(initial_variables(key), optimizer.transform, ema=config.optimizer.ema_decay > 0)
 
-    shardings = tree_shardings(jax.eval_shape(initialise, key), mesh)
+    shardings = tree_shardings(jax.eval_shape(initialise, key), mesh, fsdp=config.mesh.fsdp)
     state = jax.jit(initialise, out_shardings=shardings)(key)
     step_function = make_train_step(model, optimizer.transform, config, mesh, shardings)
 

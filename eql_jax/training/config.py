@@ -68,6 +68,8 @@ ADDED_FIELDS = {
     "model.roi.max_samples": 64,
     "train.reference_batch_size": 0,
     "train.remat": False,
+    "train.reduce_dtype": "compute",
+    "mesh.fsdp": False,
     "train.steps_per_call": 1,
     "data.engine": "threads",
     "eval.ap_fixed": False,
@@ -76,7 +78,7 @@ ADDED_FIELDS = {
     "eval.backend": "fast",
 }
 # The same for configs of other tasks.
-ADDED_FIELDS_OF_OTHERS = {"train.steps_per_call": 1}
+ADDED_FIELDS_OF_OTHERS = {"train.steps_per_call": 1, "train.reduce_dtype": "compute", "mesh.fsdp": False}
 # Sections whose keys are arguments of a function or fields of a class, which checks them itself
 FREE_SECTIONS = ("data.supershapes", "model.box_head.loss_options", "loss.options")
 # {name of a loss: its options}

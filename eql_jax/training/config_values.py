@@ -34,6 +34,7 @@ CHOICES = {
     "model.box_head.classifier": ("linear", "cosine"),
     "model.eql.tail_by": ("letters", "lambda"),
     "model.eql.function": ("step", "exponential", "gompertz"),
+    "train.reduce_dtype": ("compute", "bfloat16"),
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
 }

@@ -1,9 +1,12 @@
-"""Which parameters are spread over the mesh's 'model' axis, and where a training state lies on the devices.
+"""Where a training state lies on the devices: what is spread over the mesh's axes, by rules over parameter names.
 
-Classifiers are, by class: with large vocabularies kernel, logits and their gradients are most of the memory of the
-heads. Everything else is on every device.
+Classifiers are spread over 'model', by class: with large vocabularies kernel, logits and their gradients are most of
+the memory of the heads. With config.mesh.fsdp parameters, their moments and averages are spread over 'data' as well
+(fully sharded data parallel): every device keeps a part, and the step puts the parameters together. Everything else is
+on every device.
 """
 
+import math
 import re
 from typing import Any
 
@@ -21,19 +24,41 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(.*/)?cls_score/bias", P("model")),
 )
 
+# With fsdp: (regex over the path, whether it is spread over 'data'); the first match counts, none means yes.
+FSDP_RULES: tuple[tuple[str, bool], ...] = (
+    (r"(batch_stats|loss_state)/.*", False),  # all of it is needed everywhere, and it is moved on everywhere alike
+    (r"(.*/)?norm/.*", False),
+)
+FSDP_SMALLEST = 4096  # elements of the smallest array that is worth a message of its own
+
 
 def partition_spec(path: str, rules: tuple[tuple[str, P], ...] = RULES) -> P:
     """The sharding of the parameter at a '/'-joined path."""
     return next((spec for pattern, spec in rules if re.fullmatch(pattern, path)), P())
 
 
-def tree_shardings(tree: Any, mesh: Mesh, rules: tuple[tuple[str, P], ...] = RULES) -> Any:
+def with_fsdp(path: str, shape: tuple[int, ...], spec: P, devices: int) -> P:
+    """`spec` of the array at `path`, spread over the `devices` of 'data' as well along its largest dimension that is
+    whole and divides; as it is where there is none, where FSDP_RULES say so and where the array is small."""
+    chosen = next((spread for pattern, spread in FSDP_RULES if re.fullmatch(pattern, path)), True)
+    if not chosen or devices == 1 or math.prod(shape) < FSDP_SMALLEST:
+        return spec
+    axes = [*spec, *[None] * (len(shape) - len(spec))]
+    free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % devices == 0]
+    if not free:
+        return spec
+    axes[max(free, key=lambda i: shape[i])] = "data"
+    return P(*axes)
+
+
+def tree_shardings(tree: Any, mesh: Mesh, rules: tuple[tuple[str, P], ...] = RULES, *, fsdp: bool = False) -> Any:
     """A tree like `tree` of NamedShardings.
 
     Args:
         tree: of arrays or shapes, such as a whole TrainState.
-        mesh: axes 'data' and 'model'. With one device on 'model' everything is on every device.
+        mesh: axes 'data' and 'model'. With one device on 'model' no rule counts.
         rules: as RULES.
+        fsdp: spread over 'data' as well what FSDP_RULES let.
 
     Raises:
         ConfigError: an array does not divide over the devices of 'model'.
@@ -50,9 +75,14 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: tuple[tuple[str, P], ...] = RUL
                     f"sigmoid per class, set config.model.box_head.class_multiple to {mesh.shape[axis]}, which adds "
                     "columns"
                 )
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, with_fsdp(name, leaf.shape, spec, mesh.shape["data"]) if fsdp else spec)
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def whole_over_data(shardings: Any) -> Any:
+    """A tree of NamedShardings without 'data': what fsdp spread is put together, the parts by 'model' stay parts."""
+    return jax.tree.map(lambda s: NamedSharding(s.mesh, P(*(None if a == "data" else a for a in s.spec))), shardings)
 
 
 def gathered(tree: Any) -> Any:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from eql_jax.models import MaskRCNN
 from eql_jax.training.optimizer import update_ema
+from eql_jax.training.sharding import whole_over_data
 from eql_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -55,7 +56,7 @@ def make_train_step(
       config: the whole configuration; seed, train and optimizer.ema_decay are read.
       mesh: axes 'data' and 'model'; the batch is sharded over the first.
       shardings: a TrainState of shardings, from `sharding.tree_shardings`, which spreads classifiers over the second
-        axis. None: all of the state on every device.
+        axis and, with fsdp, all parameters over the first. None: all of the state on every device.
 
     Metrics are float32 scalars: loss (the weighted sum), loss_<term> for each of LOSS_TERMS that the model has,
     grad_norm, num_positive_anchors and num_foreground; of a cascade also cls_stage0, box_stage0 and so on.
@@ -63,6 +64,8 @@ def make_train_step(
     With train.gradient_accumulation = n the batch is run in n parts (rows i, i + n, ..., so that every part is spread
     over all devices) and the parts' gradients are averaged: each part divides by its own counts, and live BatchNorm and
     losses with a memory see one part at a time.
+
+    With train.reduce_dtype = 'bfloat16' gradients are rounded to bfloat16 where the devices' are summed.
 
     Raises:
       ValueError: the batch does not divide by the devices and the accumulation.
@@ -76,6 +79,7 @@ def make_train_step(
         )
     weights = dict(config.train.loss_weights)
     ema_decay = config.optimizer.ema_decay
+    half = config.train.reduce_dtype == "bfloat16"
 
     def loss_fn(params, memory, batch, keys, loss_key):
         terms, updates = model.apply(
@@ -87,7 +91,20 @@ def make_train_step(
 
     def gradients(params, memory, batch, keys, loss_key):
         (_, (metrics, memory)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, memory, batch, keys, loss_key)
-        return grads, metrics, memory
+        return summed(grads), metrics, memory
+
+    placed_params = None if shardings is None else shardings.params
+    whole_params = None if shardings is None else whole_over_data(placed_params)
+    fsdp = placed_params != whole_params
+
+    def summed(grads):
+        # A sum over devices that is only read as bfloat16 is formed in bfloat16 by the TPU's compiler; the barrier
+        # keeps others from leaving out the rounding.
+        if half:
+            grads = jax.lax.optimization_barrier(jax.tree.map(lambda g: g.astype(jnp.bfloat16), grads))
+        if fsdp:  # each device gets the sum of its part
+            grads = jax.lax.with_sharding_constraint(grads, placed_params)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads) if half else grads
 
     def accumulated(params, memory, batch, keys, loss_key):
         split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, keys))
@@ -105,7 +122,8 @@ def make_train_step(
         keys, loss_key = image_keys(seed, state.step, batch["image_id"]), step_key(seed, state.step)
         memory = {"batch_stats": state.batch_stats, "loss_state": state.loss_state}
         run = gradients if parts == 1 else accumulated
-        grads, metrics, memory = run(state.params, memory, batch, keys, loss_key)
+        params = jax.lax.with_sharding_constraint(state.params, whole_params) if fsdp else state.params
+        grads, metrics, memory = run(params, memory, batch, keys, loss_key)
         metrics["grad_norm"] = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

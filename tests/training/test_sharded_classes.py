@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import base
@@ -21,7 +21,7 @@ from eql_jax.training import config as config_lib
 from eql_jax.training.checkpoints import Checkpoints, load_for_inference
 from eql_jax.training.errors import ConfigError
 from eql_jax.training.mesh import to_local_devices
-from eql_jax.training.sharding import gathered, partition_spec, tree_shardings
+from eql_jax.training.sharding import gathered, partition_spec, tree_shardings, whole_over_data, with_fsdp
 from eql_jax.training.state import create_state
 from tests.training import toy
 from tests.training.sharded_classes import ROWS, UNITS
@@ -94,30 +94,39 @@ def test_training_steps_of_a_detector_over_both_axes():
     assert set(many["collectives"]) == {"all-reduce"}  # images and logits stay where they are
 
 
-def test_checkpoints_and_evaluation_of_a_spread_classifier(tmp_path):
-    """A restored state lies where it lay; evaluation has all of it on every device."""
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_checkpoints_and_evaluation_of_a_spread_state(tmp_path, fsdp):
+    """A restored state lies where it is wanted, which may be elsewhere than it lay; evaluation has all of it on every
+    device."""
     rng = np.random.default_rng(0)
     params = {
         "box_head": {"cls_score": {"kernel": rng.random((4, 8), np.float32), "bias": rng.random(8, np.float32)}},
-        "backbone": {"kernel": rng.random((3, 2), np.float32)},
+        "backbone": {"kernel": rng.random((3, 4096), np.float32)},
     }
     state = create_state({"params": params}, optax.adam(0.1), ema=True)
-    state = jax.device_put(state, tree_shardings(state, mesh(2, 2)))
+    state = jax.device_put(state, tree_shardings(state, mesh(2, 2), fsdp=fsdp))
     config = toy.make_config()
     with Checkpoints(tmp_path, config, toy.CLASSES) as checkpoints:
         checkpoints.save(state)
-    blank = jax.tree.map(lambda x: jax.device_put(np.zeros_like(x), x.sharding), state)
-    with Checkpoints(tmp_path, config, toy.CLASSES) as checkpoints:
-        restored = checkpoints.restore(blank)
-    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
-        assert a.sharding == b.sharding
-        np.testing.assert_array_equal(a, b)
-    spread = [x for x in jax.tree.leaves(restored) if not x.is_fully_replicated]
-    assert len(spread) == 8  # kernel and bias of parameters, average and both moments
-    for tree in (load_for_inference(tmp_path).params, to_local_devices(restored.eval_params), gathered(state.params)):
-        kernel = tree["box_head"]["cls_score"]["kernel"]
-        np.testing.assert_array_equal(kernel, params["box_head"]["cls_score"]["kernel"])
-        assert isinstance(kernel, np.ndarray) or kernel.is_fully_replicated
+    for other, also in ((mesh(2, 2), fsdp), (mesh(4, 1), not fsdp)):
+        shardings = tree_shardings(state, other, fsdp=also)
+        blank = jax.tree.map(lambda x, s: jax.device_put(np.zeros(x.shape, x.dtype), s), state, shardings)
+        with Checkpoints(tmp_path, config, toy.CLASSES) as checkpoints:
+            restored = checkpoints.restore(blank)
+        for a, b, where in zip(*(jax.tree.leaves(t) for t in (restored, state, shardings)), strict=True):
+            assert a.sharding == where
+            np.testing.assert_array_equal(a, b)
+        spread = [x for x in jax.tree.leaves(restored) if not x.is_fully_replicated]
+        # Kernel and bias of the classifier, the backbone's kernel: in parameters, average and both moments.
+        assert len(spread) == 8 * (other.shape["model"] == 2) + 4 * also
+        for tree in (
+            load_for_inference(tmp_path).params,
+            to_local_devices(restored.eval_params),
+            gathered(state.params),
+        ):
+            for kernel, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
+                np.testing.assert_array_equal(kernel, expected)
+                assert isinstance(kernel, np.ndarray) or kernel.is_fully_replicated
 
 
 # ---------------------------------------------------------------- rules and faults
@@ -129,6 +138,21 @@ def test_rules():
         assert partition_spec(f"{before}box_head/cls_score/bias") == P("model")
         for name in ("box_head/bbox_pred/kernel", "mask_head/predictor/bias", "box_head/my_cls_score/kernel"):
             assert partition_spec(before + name) == P()
+
+
+def test_what_fsdp_spreads():
+    kernel, classifier = (3, 3, 64, 128), P(None, "model")
+    assert with_fsdp("params/a/kernel", kernel, P(), 4) == P(None, None, None, "data")  # the largest dimension
+    assert with_fsdp("opt_state/1/trace/a/kernel", (48, 100), P(), 8) == P("data", None)  # that divides
+    assert with_fsdp("params/cls_score/kernel", (64, 128), classifier, 4) == P("data", "model")  # that is whole
+    assert with_fsdp("params/a/kernel", (3, 3, 7, 99), P(), 8) == P()  # none does
+    assert with_fsdp("params/a/kernel", (4, 1023), P(), 4) == P()  # small
+    assert with_fsdp("params/cls_score/kernel", (63, 128), classifier, 4) == classifier
+    assert with_fsdp("params/a/kernel", kernel, P(), 1) == P()
+    for name in ("params/a/norm/scale", "batch_stats/a/mean", "loss_state/box_head/memory/counts"):
+        assert with_fsdp(name, (8192,), P(), 4) == P()
+    shardings = {"a": NamedSharding(mesh(2, 2), P("data", "model")), "b": NamedSharding(mesh(2, 2), P("model"))}
+    assert [s.spec for s in jax.tree.leaves(whole_over_data(shardings))] == [P(None, "model"), P("model")]
 
 
 def mesh(data, model):
