@@ -1,11 +1,13 @@
 """Configs: overrides, unknown keys with suggestions, faulty values, JSON round trip."""
 
+import json
 import re
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.classification import base as classification_base
 from eql_jax.training import config as config_lib
 from eql_jax.training import config_values
 from eql_jax.training.errors import ConfigError
@@ -176,6 +178,14 @@ def test_json_round_trip_and_differences(tmp_path):
     path.write_text("{")
     with pytest.raises(ConfigError, match="is not the JSON of a config"):
         config_lib.load_config(path, base=base.get_config())
+
+
+@pytest.mark.parametrize("base_of", [base, classification_base])
+def test_runs_from_before_fields_were_added(base_of):
+    config = base_of.get_config()
+    stored = json.loads(config_lib.to_json(config))
+    del stored["mesh"]["fsdp"], stored["train"]["reduce_dtype"], stored["train"]["steps_per_call"]
+    assert config_lib.from_json(json.dumps(stored)).to_dict() == config.to_dict()
 
 
 def test_get_config_takes_the_text_after_a_colon(tmp_path):
