@@ -3,15 +3,18 @@
     python train.py --config=configs/supershapes_tiny.py --workdir=runs/tiny [--config.train.steps=2000 ...]
     python train.py --workdir=runs/tiny                       # goes on where it stopped, with the config it had
     python train.py --mode=eval --workdir=runs/tiny [--checkpoint=best|latest|STEP] [--config.data.val_annotations=...]
+    python train.py --mode=export --workdir=runs/tiny [--out=model.safetensors]   # the parameters alone
 
 A workdir gets config.json, versions.json, checkpoints/, metrics.jsonl, tensorboard/, evaluation/ and pictures/.
 Exit status: 0 done, or stopped by Ctrl-C or SIGTERM with the state saved; 2 something to be put right by the user
 (config, data, checkpoint, disk); 1 a loss that is not finite, or a fault of the programme; 130 a second Ctrl-C.
+Of several processes (--distributed): 75 stopped with the state saved, or another process is gone; start all again.
 """
 
 import argparse
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,13 +24,15 @@ from configs import base
 from configs.classification import base as classification_base
 from eql_jax.classification import run as classification
 from eql_jax.data.eval_batches import make_eval_batches
+from eql_jax.data.files import as_path
 from eql_jax.data.pipeline import make_train_iterator
 from eql_jax.data.validation import AnnotationError
 from eql_jax.evaluation.run import run_evaluation
 from eql_jax.models import build_model, init_model, trainable_mask
 from eql_jax.training import config as config_lib
+from eql_jax.training import hosts
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import Checkpoints, load_for_inference
+from eql_jax.training.checkpoints import Checkpoints, export_parameters, load_for_inference
 from eql_jax.training.compatibility import Classes, check_architecture
 from eql_jax.training.compile_cache import enable_compile_cache
 from eql_jax.training.disk import check_writable
@@ -48,7 +53,8 @@ from eql_jax.training.xla_flags import set_xla_flags
 LOG = logging.getLogger("eql_jax.train")
 
 
-def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> bool:
+    """Returns whether a signal stopped it early."""
     # ------------------------------------------------------------------------------------------------ config, devices
     workdir, source = options.workdir, config_source(options)
     if config_lib.task_of(source) == "classification":
@@ -131,7 +137,7 @@ def run_training(options: argparse.Namespace, overrides: Sequence[str]) -> None:
                 schedule=optimizer.schedule,
                 evaluate=None if data.val is None else evaluate,
             )
-    finish(result, workdir, iterators)
+    return finish(result, workdir, iterators)
 
 
 def run_evaluation_mode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -173,6 +179,16 @@ def run_evaluation_mode(options: argparse.Namespace, overrides: Sequence[str]) -
     LOG.info("results are in %s", out)
 
 
+def run_export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    if overrides:
+        raise ConfigError(f"--mode=export reads the checkpoint alone; it has no use for {' '.join(overrides)}")
+    found = load_for_inference(options.workdir, checkpoint=options.checkpoint or "best")
+    out = options.out or options.workdir / "model.safetensors"
+    if jax.process_index() == 0:
+        count = export_parameters(found, out)
+        LOG.info("step %d of %s: %d arrays in %s", found.step, options.workdir, count, out)
+
+
 # ---------------------------------------------------------------------------------------------------- command line
 def config_source(options: argparse.Namespace) -> str | Path:
     stored = options.workdir / "config.json"
@@ -186,39 +202,49 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", help="Python file with get_config(); default: the config of the workdir's run")
-    parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("--mode", choices=("train", "eval"), default="train")
-    parser.add_argument("--checkpoint", help="for --mode=eval: best (default), latest or a step")
+    parser.add_argument("--workdir", required=True, type=as_path, help="a folder, or gs://BUCKET/..")
+    parser.add_argument("--mode", choices=("train", "eval", "export"), default="train")
+    parser.add_argument("--checkpoint", help="for --mode=eval and export: best (default), latest or a step")
     parser.add_argument(
         "--out",
-        type=Path,
-        help="for --mode=eval; default: WORKDIR/evaluation_NAME of the annotations, _tta behind it with eval.tta",
+        type=as_path,
+        help="for --mode=eval; default: WORKDIR/evaluation_NAME of the annotations, _tta behind it with eval.tta. For "
+        "--mode=export: the file; default: WORKDIR/model.safetensors",
     )
-    parser.add_argument("--distributed", action="store_true", help="several hosts: calls jax.distributed.initialize()")
+    hosts.add_arguments(parser)
     options, overrides = parser.parse_known_args()
     if options.mode == "train" and (options.checkpoint or options.out):
         parser.error(
-            "--checkpoint and --out are for --mode=eval. Training goes on from the newest checkpoint of --workdir, or "
-            "starts from another run's with --config.train.init_from=DIR"
+            "--checkpoint and --out are for --mode=eval and --mode=export. Training goes on from the newest checkpoint "
+            "of --workdir, or starts from another run's with --config.train.init_from=DIR"
         )
     try:
-        set_xla_flags()
-    except UserError as e:
-        parser.error(str(e))
-    if options.distributed:
-        jax.distributed.initialize()
-    logging.basicConfig(format="%(message)s", force=True)  # some import has set one up already
-    logging.getLogger("eql_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    enable_compile_cache()
-    try:
-        {"train": run_training, "eval": run_evaluation_mode}[options.mode](options, overrides)
-    except NonFiniteLossError as e:
-        sys.exit(f"error: {e}")  # status 1
-    except (UserError, AnnotationError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+        set_xla_flags()  # before JAX looks at them
+        hosts.join(options)
+        logging.basicConfig(format="%(message)s", force=True)  # some import has set one up already
+        logging.getLogger("eql_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+        enable_compile_cache()
+        modes = {"train": run_training, "eval": run_evaluation_mode, "export": run_export}
+        stopped = modes[options.mode](options, overrides)
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    except Exception as e:
+        status = failed(e)
+    else:
+        hosts.leave(hosts.RESTART if stopped and hosts.joined() else 0, together=True)
+    hosts.leave(status, together=False)
+
+
+def failed(error: Exception) -> int:
+    """Tells an error; returns the exit status."""
+    if hosts.is_lost_peer(error):
+        hosts.tell_lost_peer(error)
+        return hosts.RESTART
+    if isinstance(error, UserError | AnnotationError | OSError):
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, NonFiniteLossError) else 2
+    traceback.print_exception(error)
+    return 1
 
 
 if __name__ == "__main__":

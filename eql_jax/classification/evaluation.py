@@ -52,7 +52,7 @@ def make_predictor(model: Classifier, mesh: Mesh) -> Predictor:
 
     def predictor(variables: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
         with jax.set_mesh(mesh):
-            return np.asarray(jitted(variables, image))
+            return np.asarray(jitted(variables, jax.device_put(image, by_image)))  # several hosts: jit takes no NumPy
 
     return predictor
 

@@ -41,8 +41,11 @@ from eql_jax.training.train_step import make_train_step
 LOG = logging.getLogger("eql_jax.train")
 
 
-def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *, base: ConfigDict) -> None:
-    """Trains in `workdir`, or goes on there. Arguments as of `training.config.load_config`, errors as of train.py."""
+def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *, base: ConfigDict) -> bool:
+    """Trains in `workdir`, or goes on there; returns whether a signal stopped it early.
+
+    Arguments as of `training.config.load_config`, errors as of train.py.
+    """
     # ------------------------------------------------------------------------------------------------ config, devices
     config = config_lib.load_config(source, overrides, base=base, find_faults=find_faults)
     mesh = mesh_lib.make_mesh(config)
@@ -111,7 +114,7 @@ def run_training(source: str | Path, workdir: Path, overrides: Sequence[str], *,
             )
     if result.metrics:
         LOG.info("%s", format_accuracies(result.metrics, np.asarray(classes.image_counts), borders))
-    finish(result, workdir, iterators)
+    return finish(result, workdir, iterators)
 
 
 def run_evaluation(

@@ -9,7 +9,7 @@ B images of a batch on this host, K classes. Into the output directory go
     classes.csv                 AP of every class beside its training frequency
     pictures/                   detections beside ground truth, some images
 
-All hosts must share the storage that the directory is on.
+All hosts must share the storage that the directory is on, which may be a bucket.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from eql_jax.evaluation.evaluator import AP_FIXED_DETECTIONS, BOUNDARY, IOU_TYPE
 from eql_jax.evaluation.image_groups import group_metric_names
 from eql_jax.evaluation.results import ResultWriter, detections_to_results, host_file, merge_results
 from eql_jax.evaluation.tables import format_pooled_table, format_table, write_class_csv, write_metrics_json
+from eql_jax.evaluation.work_folder import WorkFolder
 from eql_jax.visualize import class_labels, draw_detections, draw_objects, side_by_side
 from eql_jax.visualize.ground_truth import record_objects
 
@@ -134,7 +135,55 @@ def run_evaluation(
     Raises:
       ValueError: groups by number of images are asked for without `statistics`, or more of them than there are classes.
     """
-    out_dir = Path(out_dir)
+    with WorkFolder(out_dir) as folder:
+        metrics = _run_evaluation(
+            detector,
+            variables,
+            batches,
+            annotations,
+            config,
+            folder,
+            statistics=statistics,
+            class_ids=class_ids,
+            step=step,
+            host=host,
+            num_hosts=num_hosts,
+            pictures=config.eval.pictures if pictures is None else pictures,
+            pictures_dir=folder.local / "pictures" if pictures_dir is None else pictures_dir,
+            log=log,
+        )
+        if host == 0:
+            folder.share_all()
+    # What came after the barrier was the first host's work; the others waited for its metrics.
+    names = metric_names(
+        config.eval.max_detections,
+        evaluated_types(config),
+        ap_fixed=config.eval.ap_fixed,
+        ap_pool=config.eval.ap_pool,
+        groups=config.eval.image_count_groups,
+    )
+    return _share_metrics(metrics, names) if num_hosts > 1 else {name: metrics[name] for name in names}
+
+
+def _run_evaluation(
+    detector: Detector,
+    variables: Mapping[str, Any],
+    batches: Iterable[Batch],
+    annotations: Annotations,
+    config: ConfigDict,
+    folder: WorkFolder,
+    *,
+    statistics: ClassStatistics | None,
+    class_ids: Sequence[int] | np.ndarray | None,
+    step: int | None,
+    host: int,
+    num_hosts: int,
+    pictures: int,
+    pictures_dir: str | os.PathLike[str],
+    log: Callable[[str], None],
+) -> dict[str, float] | None:
+    """`run_evaluation` up to the sharing of its metrics, which only the first host returns."""
+    out_dir = folder.local
     max_detections, ap_fixed, ap_pool = config.eval.max_detections, config.eval.ap_fixed, config.eval.ap_pool
     # AP-fixed and AP-pool take all that the model found; the evaluator then limits the images for the other metrics.
     # Boxes that clipping left empty are gone by then, where else they count for the limit.
@@ -155,13 +204,15 @@ def run_evaluation(
             images += len(batch_results.image_ids)
             bar.update(len(batch_results.image_ids))
     seconds = time.monotonic() - started
-    if num_hosts > 1:
-        _wait_for_all_hosts()
     iou_types, groups = evaluated_types(config), config.eval.image_count_groups
-    names = metric_names(max_detections, iou_types, ap_fixed=ap_fixed, ap_pool=ap_pool, groups=groups)
+    if num_hosts > 1:
+        folder.share(host_file(out_dir, host).name)
+        _wait_for_all_hosts()
     if host > 0:
-        return _share_metrics(None, names)
+        return None
 
+    for other in range(num_hosts):
+        folder.collect(host_file(out_dir, other).name)
     results = merge_results(out_dir, num_hosts=num_hosts)
     letters = None if statistics is None else _by_id(statistics, statistics.frequencies)
     options = {
@@ -189,20 +240,20 @@ def run_evaluation(
     _write_tables(out_dir, result, fixed, pooled, statistics, step, log)
     for skipped in getattr(batches, "skipped", ()):
         log(f"not read, so its objects count as missed: {skipped.path}: {skipped.reason}")
-    count = config.eval.pictures if pictures is None else pictures
-    if count:
-        folder = out_dir / "pictures" if pictures_dir is None else Path(pictures_dir)
+    if pictures:
         by_id = records or {record.id: record for record in annotations.images}
-        chosen = [by_id[image_id] for image_id in evenly_spaced(list(by_id), count)]
-        drawn = draw_pictures(folder, chosen, results, annotations, result)
-        log(f"{drawn} pictures in {folder}")
+        chosen = [by_id[image_id] for image_id in evenly_spaced(list(by_id), pictures)]
+        with WorkFolder(pictures_dir) as drawings:
+            drawn = draw_pictures(drawings.local, chosen, results, annotations, result)
+            drawings.share_all()
+        log(f"{drawn} pictures in {pictures_dir}")
     metrics = result.flat()
     if fixed is not None:
         metrics |= {_suffixed(name, "fixed"): value for name, value in fixed.flat().items()}
     if pooled is not None:
         pools = dataclasses.replace(pooled, metrics=pooled.pooled).flat()
         metrics |= {_suffixed(name, "pool"): value for name, value in pools.items()}
-    return _share_metrics(metrics, names) if num_hosts > 1 else {name: metrics[name] for name in names}
+    return metrics
 
 
 def _evaluate_unlimited(

@@ -2,15 +2,15 @@
 
 A checkpoint has the items `params`, `batch_stats`, `ema_params`, `loss_state` (the last three when not empty),
 `optimizer` (step and optax state) and `run` (JSON: the config and the classes with their ids, so that a checkpoint
-explains itself). Orbax writes into a temporary directory and renames it, so that a run killed while saving leaves no
-half checkpoint behind.
+explains itself). Orbax writes into a temporary directory and renames it (in a bucket, which cannot rename: ends with
+writing commit_success.txt), so that a run killed while saving leaves no half checkpoint behind.
 WORKDIR/checkpoints/evaluations.json holds the metrics of the steps that were evaluated; the best are kept by it.
 """
 
 import dataclasses
+import importlib.util
 import json
 import logging
-import shutil
 import time
 import types
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,12 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from eql_jax.data.files import FilePath, as_path
 from eql_jax.training import config as config_lib
 from eql_jax.training.compatibility import Classes, check_classes, check_config, check_structure
-from eql_jax.training.disk import check_writable, free_bytes, gigabytes, state_bytes, write_atomically
+from eql_jax.training.disk import check_writable, free_space, remove_folder, state_bytes, write_atomically
 from eql_jax.training.errors import CheckpointError
+from eql_jax.training.parameter_file import SUFFIX, read_parameters, write_parameters
 from eql_jax.training.state import TrainState
 from eql_jax.training.tail import check_columns
 
@@ -55,23 +57,27 @@ class InferenceModel(NamedTuple):
 
 
 class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the newest `latest` checkpoints and the `best` ones by the metrics of steps evaluated so far."""
+    """Keeps the newest `latest` checkpoints, the `best` ones by the metrics of steps evaluated so far, and those of
+    steps that divide by `every` (0: no such)."""
 
-    def __init__(self, latest: int, best: int, evaluations: Mapping[int, Mapping[str, float]]):
-        self.latest, self.best, self.evaluations = latest, best, evaluations
+    def __init__(self, settings: ConfigDict, evaluations: Mapping[int, Mapping[str, float]]):
+        """settings: config.checkpoint."""
+        self.latest, self.best, self.every = settings.keep, settings.keep_best, settings.keep_every
+        self.evaluations = evaluations
 
     def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
         del context
         steps = [c.step for c in checkpoints]
         keep = {*sorted(steps)[-self.latest :], *_rank(steps, self.evaluations)[: self.best]}
-        return [s in keep for s in steps]
+        return [s in keep or (self.every > 0 and s % self.every == 0) for s in steps]
 
 
 class Checkpoints:
     """Saves to and resumes from one workdir. A context manager; leaving it, or `close()`, waits for the last save.
 
     A save that fails (a full disk, say) is logged and training goes on with the checkpoints there are;
-    `last_save_failed` tells at the end.
+    `last_save_failed` tells at the end. With several processes it is an error: the others know nothing of it and wait
+    for this one to write its part, so the run has to end and start again from the newest whole checkpoint.
     """
 
     def __init__(self, workdir: str | Path, config: ConfigDict, classes: Classes):
@@ -81,6 +87,11 @@ class Checkpoints:
             CheckpointError: the directory cannot be made or written.
         """
         self.directory = _checkpoint_dir(workdir)
+        if str(self.directory).startswith("gs://") and not _is_installed("google.cloud.storage"):
+            raise CheckpointError(
+                f"checkpoints in {self.directory} need the package google-cloud-storage, which Orbax asks about the "
+                "bucket: pip install google-cloud-storage"
+            )
         self.config, self.classes = config, classes
         self.last_save_failed = False
         self._pending: int | None = None
@@ -93,7 +104,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if kind is not None and jax.process_count() > 1:
+            return  # the process is about to end, and what is under way may wait for one that is gone
         self.close()
 
     def check_space(self, state: TrainState) -> None:
@@ -108,6 +121,9 @@ class Checkpoints:
         """Copies `state` to the host and starts writing it; waits for the previous save first. Never raises OSError.
 
         A step that is saved already is not written again.
+
+        Raises:
+            CheckpointError: one of several processes could not write the previous one, or begin this one.
         """
         step = int(state.step)
         self.wait()
@@ -125,14 +141,14 @@ class Checkpoints:
             self._failed(step, e)
 
     def wait(self) -> None:
-        """Blocks until the save under way, if any, is on disk or has failed."""
+        """Blocks until the save under way, if any, is on disk or has failed. Raises as `save`."""
         if self._pending is None:
             return
         step, self._pending = self._pending, None
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            if not (self.directory / str(step)).is_dir():
+            if not _is_whole(self.directory / str(step)):
                 raise OSError(f"{self.directory / str(step)} was not written")
             self.last_save_failed = False
         except Exception as e:  # see save()
@@ -183,7 +199,7 @@ class Checkpoints:
             except OSError as e:
                 LOG.error("the evaluation of step %d could not be noted: %s", step, e)
         self.wait()
-        policy = _KeepLatestAndBest(self.config.checkpoint.keep, self.config.checkpoint.keep_best, self.evaluations)
+        policy = _KeepLatestAndBest(self.config.checkpoint, self.evaluations)
         steps = sorted(self._manager.all_steps())
         keep = policy.should_preserve([_Step(s) for s in steps], context=None)
         for old in (s for s, kept in zip(steps, keep, strict=True) if not kept):
@@ -198,9 +214,8 @@ class Checkpoints:
             LOG.error("closing the checkpoints: %s", e)
 
     def _open(self) -> ocp.CheckpointManager:
-        c = self.config.checkpoint
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_KeepLatestAndBest(c.keep, c.keep_best, self.evaluations),
+            preservation_policy=_KeepLatestAndBest(self.config.checkpoint, self.evaluations),
         )
         return ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
 
@@ -211,17 +226,30 @@ class Checkpoints:
             return
         for attempt in range(20):
             left = list(self.directory.glob("*.orbax-checkpoint-tmp*"))
+            if not isinstance(self.directory, Path):  # in a bucket half of one has the name of a whole one
+                left += [p for p in self.directory.glob("*") if p.name.isdigit() and not _is_whole(p)]
             for path in left:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_folder(path)
             if not any(path.exists() for path in left):
                 return
             time.sleep(0.05 * attempt)
 
     def _failed(self, step: int, error: Exception) -> None:
-        """Reports a failed save, removes what it wrote so that the space is free again, and starts afresh."""
+        """Reports a failed save, removes what it wrote so that the space is free again, and starts afresh.
+
+        Raises:
+            CheckpointError: this is one of several processes.
+        """
         self.last_save_failed = True
         self._pending = None
-        free = gigabytes(free_bytes(self.directory))
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        free = free_space(self.directory)
+        if jax.process_count() > 1:
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self.directory} ({free}) by process "
+                f"{jax.process_index()}: {reason}. Make room and start all processes again: the run goes on from the "
+                "newest whole checkpoint"
+            ) from error
         try:
             self._manager.close()
         except Exception:  # the same error again, in the manager's threads
@@ -229,13 +257,11 @@ class Checkpoints:
         self._remove_leftovers()
         self._manager = self._open()
         LOG.error(
-            "the checkpoint of step %d could not be written to %s (%s free): %s: %s. The newest whole checkpoint is of "
-            "step %s",
+            "the checkpoint of step %d could not be written to %s (%s): %s. The newest whole checkpoint is of step %s",
             step,
             self.directory,
             free,
-            type(error).__name__,
-            str(error).strip().partition("\n")[0],
+            reason,
             self.latest_step(),
         )
 
@@ -250,12 +276,17 @@ def load_for_inference(workdir: str | Path, *, checkpoint: str | int = "best") -
     """Reads a checkpoint without knowing its model: as NumPy arrays, on any devices.
 
     Args:
-        workdir: a run's directory, its `checkpoints` or one checkpoint in it (then `checkpoint` is not read).
+        workdir: a run's directory, its `checkpoints` or one checkpoint in it, or a file of `--mode=export` (then
+            `checkpoint` is not read).
         checkpoint: 'best' (by the first of BEST_METRICS; the newest when none was evaluated), 'latest' or a step.
 
     Raises:
         CheckpointError: no such checkpoint, or a damaged one.
     """
+    if str(workdir).endswith(SUFFIX):
+        file = read_parameters(workdir)
+        config, classes = config_lib.from_json(json.dumps(file.config)), Classes.from_json(file.classes)
+        return InferenceModel(config, classes, file.variables["params"], file.variables["batch_stats"], file.step)
     path = find_checkpoint(workdir, checkpoint=checkpoint)
     run = _read_run(path)
     saved = _metadata(path)
@@ -279,13 +310,23 @@ def load_detector(workdir: str | Path, *, checkpoint: str | int = "best") -> Inf
     return found
 
 
-def find_checkpoint(workdir: str | Path, *, checkpoint: str | int = "best") -> Path:
-    """Path of a checkpoint; arguments and errors as for `load_for_inference`."""
-    workdir = Path(workdir)
+def export_parameters(found: InferenceModel, path: str | Path) -> int:
+    """Writes a model as a safetensors file, see `parameter_file`; returns the number of arrays.
+
+    Raises:
+        CheckpointError: the name does not end in .safetensors, or the file cannot be written.
+    """
+    config_json, classes = config_lib.to_json(found.config), dataclasses.asdict(found.classes)
+    return write_parameters(path, found.variables, config_json=config_json, classes=classes, step=found.step)
+
+
+def find_checkpoint(workdir: str | Path, *, checkpoint: str | int = "best") -> FilePath:
+    """Path of a whole checkpoint; arguments and errors as for `load_for_inference`."""
+    workdir = as_path(workdir)
     if workdir.name.isdigit() and (workdir / "run").is_dir():
         return workdir
     directory = workdir if workdir.name == "checkpoints" else _checkpoint_dir(workdir)
-    steps = sorted(int(p.name) for p in directory.glob("*") if p.is_dir() and p.name.isdigit())
+    steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and _is_whole(p))
     if not steps:
         raise CheckpointError(
             f"{workdir} has no checkpoint; expected one in {directory}. Train first, or check --workdir"
@@ -308,11 +349,24 @@ def _not_orbax_traceback(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _checkpoint_dir(workdir: str | Path) -> Path:
-    return Path(workdir).absolute() / "checkpoints"
+def _checkpoint_dir(workdir: str | Path) -> FilePath:
+    workdir = as_path(workdir)
+    return (workdir.absolute() if isinstance(workdir, Path) else workdir) / "checkpoints"
 
 
-def _read_evaluations(directory: Path) -> dict[int, dict[str, float]]:
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is a part of
+        return False
+
+
+def _is_whole(path: FilePath) -> bool:
+    """Whether there is a checkpoint that was written to its end."""
+    return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
+
+
+def _read_evaluations(directory: FilePath) -> dict[int, dict[str, float]]:
     path = directory / "evaluations.json"
     if not path.is_file():
         return {}
@@ -370,7 +424,7 @@ def _reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**trees, run=ocp.JsonCheckpointHandler()))
 
 
-def _read_run(path: Path) -> dict[str, Any]:
+def _read_run(path: FilePath) -> dict[str, Any]:
     """{'config': ConfigDict, 'classes': Classes} of a checkpoint."""
     try:
         with _reader() as reader:
@@ -383,7 +437,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         raise _damaged(path, e) from e
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _metadata(path: FilePath) -> dict[str, Any]:
     """{item: nested dict of array metadata (shape, dtype)} of the items that hold arrays."""
     try:
         with _reader() as reader:
@@ -393,7 +447,7 @@ def _metadata(path: Path) -> dict[str, Any]:
         raise _damaged(path, e) from e
 
 
-def _restore(path: Path, target: Mapping[str, Any], *, as_numpy: bool = False) -> dict[str, Any]:
+def _restore(path: FilePath, target: Mapping[str, Any], *, as_numpy: bool = False) -> dict[str, Any]:
     """Reads items into trees like `target`: on the devices of its arrays, or as NumPy."""
 
     def how(leaf):
@@ -410,6 +464,6 @@ def _restore(path: Path, target: Mapping[str, Any], *, as_numpy: bool = False) -
         raise _damaged(path, e) from e
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def _damaged(path: FilePath, error: Exception) -> CheckpointError:
     reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return CheckpointError(f"checkpoint {path} cannot be read ({reason}). Remove that directory to use an older one")

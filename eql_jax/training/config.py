@@ -20,13 +20,15 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from eql_jax.data.files import as_path
 from eql_jax.training.batch_scaling import apply_linear_rule
 from eql_jax.training.config_values import type_faults, value_faults
 from eql_jax.training.errors import ConfigError
 
 FindFaults = Callable[[ConfigDict], Sequence[str]]
 OVERRIDE = re.compile(r"--?(?:no)?config\.(?P<key>[^=]+)(?:=(?P<value>.*))?", re.DOTALL)
-# Fields that detectors' configs of older runs lack, with the value that leaves those runs as they were.
+# Fields that detectors' configs of older runs lack, with the value that leaves those runs as they were; those of
+# ADDED_TO_ALL are lacked by other tasks' as well.
 ADDED_FIELDS = {
     "data.scale_jitter": (),
     "data.crop_size": (1024, 1024),
@@ -76,9 +78,13 @@ ADDED_FIELDS = {
     "eval.ap_pool": False,
     "eval.boundary": False,
     "eval.backend": "fast",
+    "checkpoint.keep_every": 0,
 }
 # The same for configs of other tasks.
-ADDED_FIELDS_OF_OTHERS = {"train.steps_per_call": 1, "train.reduce_dtype": "compute", "mesh.fsdp": False}
+ADDED_FIELDS_OF_OTHERS = {
+    key: ADDED_FIELDS[key]
+    for key in ("train.steps_per_call", "train.reduce_dtype", "mesh.fsdp", "checkpoint.keep_every")
+}
 # Sections whose keys are arguments of a function or fields of a class, which checks them itself
 FREE_SECTIONS = ("data.supershapes", "model.box_head.loss_options", "loss.options")
 # {name of a loss: its options}
@@ -203,7 +209,7 @@ def versions_json() -> str:
 # ---------------------------------------------------------------------------------------------------- reading
 def _read(source: str | Path) -> ConfigDict:
     path, colon, argument = str(source).partition(".py:")
-    path = Path(path + ".py" if colon else path)
+    path = as_path(path + ".py" if colon else path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -133,6 +133,7 @@ RANGES = {
     "checkpoint.every": (1, None),
     "checkpoint.keep": (1, None),
     "checkpoint.keep_best": (0, None),
+    "checkpoint.keep_every": (0, None),
 }
 
 

@@ -35,12 +35,15 @@ def make_detector(model: MaskRCNN, config: ConfigDict, mesh: Mesh | None = None)
 
     def detector(variables: Mapping, batch: Mapping) -> dict[str, np.ndarray]:
         candidates = min(config.model.test.candidates, total)
+        inputs = batch["image"], batch["image_size"]
+        if mesh is not None:
+            inputs = jax.device_put(inputs, NamedSharding(mesh, P("data")))  # of several hosts jit takes no NumPy
         while True:
             if mesh is None:
-                found = jitted(variables, batch["image"], batch["image_size"], candidates)
+                found = jitted(variables, *inputs, candidates)
             else:
                 with jax.set_mesh(mesh):
-                    found = jitted(variables, batch["image"], batch["image_size"], candidates)
+                    found = jitted(variables, *inputs, candidates)
             if candidates == total or bool(np.all(found.exact)):
                 return {k: np.asarray(v) for k, v in found._asdict().items()}
             candidates = min(8 * candidates, total)

@@ -137,7 +137,7 @@ def train(
                     name = "first step" if len(taken) == 1 else f"first {len(taken)} steps"
                     writer.message(f"{name}: {time.monotonic() - started:.1f} s with data and compilation")
                     writer.start_clock(step)
-                stopped = _agree(signals.requested, before, step, config.log.every)
+                stopped = signals.stop_after_call()
                 if stopped:
                     log.read_all()
                     checkpoints.save(state)
@@ -168,14 +168,6 @@ def _steps_of_call(step: int, config: ConfigDict) -> int:
     inner = range(step + 1, step + count)
     due = any(_is_due(s, every, total) for s in inner for every in (config.checkpoint.every, config.eval.every))
     return 1 if due else count
-
-
-def _agree(requested: bool, before: int, step: int, every: int) -> bool:
-    """Whether to stop after `step`, which `before` came before the call; several hosts must stop at the same one, so
-    they ask each other now and then."""
-    if jax.process_count() == 1:
-        return requested
-    return step // every > before // every and bool(np.any(multihost_utils.process_allgather(np.asarray(requested))))
 
 
 class _MetricLog:
@@ -248,17 +240,22 @@ class _StopDuringEvaluation(BaseException):
 class StopSignals:
     """Within it, SIGTERM and SIGINT (Ctrl-C) ask for a stop after the step; a second Ctrl-C interrupts at once.
 
+    With several processes SIGTERM stays with JAX's preemption service, which finds a step that all of them can stop
+    after; Ctrl-C in one of them goes there, too.
+
     requested: whether one came. Outside of the main thread, where Python has no signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._calls = 0
+        self._several = jax.process_count() > 1
         self._interruptible = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -266,10 +263,15 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def stop_after_call(self) -> bool:
+        """Whether to stop after this call of a step or several; to be asked after each, with one answer everywhere."""
+        self._calls += 1  # not the number of the step: JAX names the next number as the one to stop at
+        return multihost_utils.reached_preemption_sync_point(self._calls) if self._several else self.requested
+
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
         """The body loses nothing when it is left: a signal leaves it at once (one host; several stop after a step)."""
-        self._interruptible = jax.process_count() == 1
+        self._interruptible = not self._several
         try:
             yield
         finally:
@@ -287,3 +289,5 @@ class StopSignals:
         self.requested = True
         # Not print(): the signal may have come in the middle of one.
         os.write(2, f"\n{signal.Signals(number).name}: saving after this step, then stopping\n".encode())
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from eql_jax.data.files import FilePath, as_path
 from eql_jax.data.tf_data import import_tensorflow
 from eql_jax.training.disk import write_atomically
 
@@ -36,11 +37,12 @@ class MetricWriter:
         """
         self._total, self._images = config.train.steps, config.train.batch_size
         self._enabled = enabled
-        self._file = Path(workdir) / "metrics.jsonl"
+        workdir = as_path(workdir)
+        self._file = workdir / "metrics.jsonl"
         self._file_failed = False
         if enabled:
             self._guard(lambda: _forget_after(self._file, start_step))
-        self._board = _tensorboard(Path(workdir) / "tensorboard") if enabled and config.log.tensorboard else None
+        self._board = _tensorboard(workdir / "tensorboard") if enabled and config.log.tensorboard else None
         self._bar = None
         if enabled and config.log.progress and sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=start_step, unit="step", dynamic_ncols=True)
@@ -114,7 +116,7 @@ class MetricWriter:
         line = json.dumps({"step": step, "kind": prefix, **{k: _json_number(v) for k, v in values.items()}})
 
         def append():
-            with open(self._file, "a", encoding="utf-8") as f:
+            with self._file.open("a", encoding="utf-8") as f:
                 f.write(line + "\n")
 
         self._guard(append)
@@ -131,7 +133,7 @@ class MetricWriter:
             self._file_failed = True
 
 
-def _tensorboard(directory: Path) -> Any:
+def _tensorboard(directory: FilePath) -> Any:
     """A clu writer, or None with a message; imported here because it brings TensorFlow in (seconds, 300 MB)."""
     try:
         import_tensorflow()  # first, because it says where TensorFlow may run and how much it may print
@@ -143,7 +145,7 @@ def _tensorboard(directory: Path) -> Any:
         return None
 
 
-def _forget_after(path: Path, step: int) -> None:
+def _forget_after(path: FilePath, step: int) -> None:
     """Drops the lines of steps after `step`, which a resumed run does again."""
     if not path.is_file():
         return

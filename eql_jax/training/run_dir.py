@@ -38,10 +38,11 @@ def begin(state: TrainState, config: ConfigDict, workdir: Path, checkpoints: Che
     return state
 
 
-def finish(result: TrainResult, workdir: Path, iterators: Iterable[Any]) -> None:
-    """Logs what the iterators of training batches have to report, and how the run ended."""
+def finish(result: TrainResult, workdir: Path, iterators: Iterable[Any]) -> bool:
+    """Logs what the iterators of training batches have to report, and how the run ended; returns whether early."""
     for summary in (iterator.report.summary() for iterator in iterators):
         if summary:
             LOG.warning("%s", summary)
     step, command = int(result.state.step), f"python train.py --workdir={workdir}"
     LOG.info(f"stopped at step {step}; to go on: {command}" if result.stopped else f"done: step {step} in {workdir}")
+    return result.stopped

@@ -1,0 +1,203 @@
+"""Several processes as one run: joined from the environment or from flags, and ended in words when one goes away.
+
+JAX does the work: it knows the processes of Cloud TPU, GKE, Slurm, Open MPI and (with the package `kubernetes`) of a
+Kubernetes Job or JobSet, its coordination service watches them, and its preemption service turns SIGTERM to any of them
+into one step at which all save (`loop`). When a process dies JAX aborts the others in C++, with a stack trace; what is
+added here is a last line that says what to do, and an exit status for schedulers.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import time
+from typing import NoReturn
+
+import jax
+
+from eql_jax.training.errors import UserError
+
+RESTART = 75  # EX_TEMPFAIL: not done; started again, the run goes on from its newest checkpoint
+HEARTBEAT_TIMEOUT = 30  # seconds
+INITIALIZATION_TIMEOUT = 300  # seconds
+LINGER = 3  # seconds; see leave()
+
+_FLAGS = ("coordinator", "num_processes", "process_id")
+# In the texts of errors that JAX raises in a process of which another one is gone.
+_LOST = ("gloo", "connection closed by peer", "coordination service", "socket closed", "heartbeat", "nccl", "barrier")
+_AGAIN = "Start all processes again with the same command: the run goes on from its newest checkpoint"
+
+
+class LaunchError(UserError):
+    """Processes that cannot be joined: flags that contradict each other, a port in use, no cluster."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that `join` reads."""
+    group = parser.add_argument_group("several processes (docs/scaling.md)")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the processes that Slurm, Open MPI, Kubernetes or Cloud TPU started; each runs the same command",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="without such a launcher: where process 0 listens")
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which one this is, 0 .. N - 1")
+    group.add_argument(
+        "--heartbeat_timeout",
+        type=int,
+        default=HEARTBEAT_TIMEOUT,
+        metavar="SECONDS",
+        help="a process that was not heard of for so long is gone, and the others end (default: %(default)s)",
+    )
+    group.add_argument(
+        "--initialization_timeout",
+        type=int,
+        default=INITIALIZATION_TIMEOUT,
+        metavar="SECONDS",
+        help="how long to wait for all to start (default: %(default)s)",
+    )
+
+
+def join(options: argparse.Namespace) -> None:
+    """Joins the processes of this run, if the flags ask for it; before any other use of JAX.
+
+    The process ends with status `RESTART` and a message if one of the others does not come or goes away later.
+
+    Raises:
+        LaunchError: flags that contradict each other, no cluster in the environment, or a port in use.
+    """
+    given = [name for name in _FLAGS if getattr(options, name) is not None]
+    if not options.distributed and not given:
+        return
+    _check_flags(options, given)
+    seconds = options.initialization_timeout
+    _on_abort(
+        f"error: not all processes came within {seconds} s. Each must be started with the same --coordinator and "
+        "--num_processes and a --process_id of its own, or by the same launcher, and reach process 0 (its address and "
+        "port, firewalls). --initialization_timeout=SECONDS waits longer"
+    )
+    try:
+        jax.distributed.initialize(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            # Flags are complete; a launcher around them, say an interactive Slurm shell, has no say.
+            cluster_detection_method="deactivate" if given else None,
+            initialization_timeout=seconds,
+            heartbeat_timeout_seconds=options.heartbeat_timeout,
+        )
+    except Exception as e:  # the launchers' detection has errors of many kinds
+        raise _launch_error(e, options) from e
+    _on_abort(
+        "error: this process was ended because another one of the run is gone, or because of the fault that the lines "
+        f"above tell. {_AGAIN}"
+    )
+
+
+def joined() -> bool:
+    """Whether this process is one of several (or of one) that a launcher or flags joined."""
+    return jax.distributed.is_initialized()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error is what JAX raises where another process is gone, which its collectives may see first."""
+    if not joined():
+        return False
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        text = f"{type(cause).__name__} {cause}".lower()
+        if not isinstance(cause, OSError | UserError) and any(word in text for word in _LOST):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def tell_lost_peer(error: BaseException) -> None:
+    """Says on stderr that another process is gone."""
+    reason = str(error).strip().partition("\n")[0]
+    print(f"error: another process of this run is gone ({reason}). {_AGAIN}", file=sys.stderr)
+
+
+def leave(status: int, *, together: bool) -> NoReturn:
+    """Ends this process.
+
+    Args:
+        status: exit status.
+        together: all processes are about to leave, and wait for each other. Otherwise this one goes at once, so that
+            the others notice; only the first, whose end aborts the rest, gives them `LINGER` seconds to meet the same
+            error and tell it.
+    """
+    if not joined():
+        sys.exit(status)
+    if together:
+        jax.distributed.shutdown()
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0 and status != RESTART:
+        time.sleep(LINGER)
+    os._exit(status)  # sys.exit would wait for the others
+
+
+def _check_flags(options: argparse.Namespace, given: list[str]) -> None:
+    if given and len(given) < len(_FLAGS):
+        missing = ", ".join(f"--{name}" for name in _FLAGS if name not in given)
+        raise LaunchError(
+            f"{missing} missing beside {', '.join(f'--{name}' for name in given)}: the three go together. Where a "
+            "launcher knows the processes (Slurm, Open MPI, Kubernetes, Cloud TPU), --distributed alone is enough"
+        )
+    for name in ("heartbeat_timeout", "initialization_timeout"):
+        if getattr(options, name) < 1:
+            raise LaunchError(f"--{name} is {getattr(options, name)}; expected a number of seconds, 1 or more")
+    if not given:
+        return
+    host, _, port = options.coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise LaunchError(f"--coordinator is {options.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:1234")
+    if not 0 <= options.process_id < options.num_processes:
+        raise LaunchError(
+            f"--process_id is {options.process_id} with --num_processes {options.num_processes}; expected 0 to "
+            "num_processes - 1"
+        )
+
+
+def _launch_error(error: Exception, options: argparse.Namespace) -> LaunchError:
+    text = f"{type(error).__name__}: {error}".strip()
+    if "should be defined" in text or "must be defined" in text:
+        return LaunchError(
+            "--distributed found no launcher that JAX knows (Slurm, Open MPI, Cloud TPU; Kubernetes with `pip install "
+            "kubernetes`). Say it with --coordinator=HOST:PORT --num_processes=N --process_id=I, and leave "
+            "--distributed out for one process"
+        )
+    if "Failed to start RPC server" in text:
+        where = options.coordinator or "chosen by the launcher ($JAX_COORDINATOR_PORT chooses another)"
+        return LaunchError(
+            f"process 0 cannot listen on the port of the coordinator, {where}: it is in use, perhaps by processes of "
+            "an earlier run that are still there. End them or take another port, the same for all processes"
+        )
+    return LaunchError(f"the processes could not be joined: {text}")
+
+
+def _on_abort(message: str) -> None:
+    """When C++ aborts the process: write `message` below what it wrote, and end with status `RESTART`.
+
+    Python's own signal handlers run when the interpreter comes to it, which it does not after an abort; this one is
+    called by the thread that aborts. (JAX takes a callback for it, and cannot call it: jaxlib 0.10.)
+    """
+    line = f"\n{message}\n".encode()
+
+    def end(_: int) -> None:
+        try:
+            os.write(2, line)
+        finally:
+            os._exit(RESTART)
+
+    _on_abort.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)  # kept for as long as C may call it
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(_on_abort.handler, ctypes.c_void_p))
