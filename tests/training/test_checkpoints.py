@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import logging
+import os
 import resource
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,8 @@ from eql_jax.training.errors import CheckpointError, ConfigError
 from eql_jax.training.state import create_state
 from eql_jax.training.warm_start import init_from
 from tests.training import toy
+
+ROOT = Path(__file__).parents[2]
 
 
 def random_state(config, *, seed=0, step=7):
@@ -79,6 +85,26 @@ def test_latest_and_best_are_kept(tmp_path):
         checkpoints.save(random_state(config, step=8))
         checkpoints.record_evaluation(8, {"segm/AP": 0.4})
     assert steps_on_disk(tmp_path) == [6, 8]
+
+
+def test_some_are_kept_for_good(tmp_path):
+    config = toy.make_config(**{"checkpoint.keep": 1, "checkpoint.keep_best": 0, "checkpoint.keep_every": 4})
+    state = random_state(config)
+    with Checkpoints(tmp_path, config, toy.CLASSES) as checkpoints:
+        for step in (2, 4, 6, 8, 9):
+            checkpoints.save(state.replace(step=jax.device_put(jnp.int32(step), state.step.sharding)))
+        checkpoints.record_evaluation(9, {"segm/AP": 0.1})
+    assert steps_on_disk(tmp_path) == [4, 8, 9]
+
+
+def test_other_meshes(tmp_path):
+    """Saved over 8 devices, restored over 4, saved again and restored on 1: the same bits."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.training.other_meshes", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    spread = json.loads(done.stdout.splitlines()[-1])
+    assert spread["8"] == spread["4"] == 4  # kernel, average and two moments
 
 
 def test_inference_loads_the_average_and_the_classes(tmp_path):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import local_processes
 from eql_jax.training import checkpoints as checkpoints_lib
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,7 @@ STEPS = 40
 FIELDS = {
     "data.supershapes.num_classes": 20,
     "data.supershapes.train_images": 40,
-    "data.supershapes.val_images": 6,
+    "data.supershapes.val_images": 7,
     "data.supershapes.image_size": 64,
     "data.shorter_side": "(56,64)",
     "data.longest_side": 64,
@@ -32,9 +33,9 @@ FIELDS = {
     "model.mask_head.channels": 16,
     "model.mask_head.num_convs": 1,
     "model.test.detections_per_image": 10,
-    "train.batch_size": 2,
+    "train.batch_size": 4,
     "train.steps": STEPS,
-    "eval.batch_size": 2,
+    "eval.batch_size": 4,
     "eval.pictures": 2,
     "checkpoint.every": 5,
     "log.every": 1,
@@ -120,3 +121,26 @@ def test_interrupted_and_resumed_is_bit_identical(whole, train, tmp_path, number
     assert not (tmp_path / "checkpoints" / str(STEPS)).exists()
     assert "going on from step" in finish(train(tmp_path)), f"interrupted at step {step}"
     jax.tree.map(np.testing.assert_array_equal, arrays(tmp_path), arrays(whole))
+
+
+@pytest.mark.slow
+def test_two_processes_begin_as_one_and_evaluate_each_image_once(whole, tmp_path):
+    """Two processes with two devices each: the losses of the first step, and seven images in batches of two a host."""
+    words = [f"--config={whole / 'config.json'}", f"--workdir={tmp_path}", "--config.train.steps=2"]
+    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2"}
+    flags["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
+    both = local_processes.start(2, words, tmp_path / "logs", environment=flags)
+    assert both.wait(500) == [0, 0], both.texts()
+    alone, together = (json.loads(open(path / "metrics.jsonl").readline()) for path in (whole, tmp_path))
+    names = [name for name in alone if name.startswith("loss")]
+    assert len(names) == 6 and together["step"] == alone["step"] == 1
+    for name in names:
+        assert together[name] == pytest.approx(alone[name], rel=1e-5), name
+    hosts = [tmp_path / "evaluation" / f"results.host000{i}.json" for i in range(2)]
+    seen = [{result["image_id"] for result in json.loads(path.read_text())} for path in hosts]
+    assert not seen[0] & seen[1]
+    merged = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert {result["image_id"] for result in merged} == seen[0] | seen[1]
+    config = json.loads((whole / "config.json").read_text())
+    val = json.loads((Path(config["data"]["supershapes"]["out"]) / "val.json").read_text())
+    assert len(seen[0] | seen[1]) == len(val["images"]) == 7  # an untrained model finds something in every image

@@ -1,0 +1,125 @@
+"""Joining processes: wrong flags, JAX's errors in words, and two real processes that are stopped and killed."""
+
+import argparse
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import local_processes, preemption
+from eql_jax.training import hosts
+from eql_jax.training.errors import CheckpointError
+
+
+def options(*words):
+    parser = argparse.ArgumentParser()
+    hosts.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+TWO = ("--coordinator=localhost:1234", "--num_processes=2")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_processes=2"], "--coordinator, --process_id missing beside --num_processes: the three go together"),
+        ([*TWO], "--process_id missing beside --coordinator, --num_processes"),
+        ([*TWO, "--process_id=2"], "--process_id is 2 with --num_processes 2; expected 0 to num_processes - 1"),
+        ([*TWO[1:], "--process_id=0", "--coordinator=host"], "--coordinator is 'host'; expected HOST:PORT"),
+        ([*TWO[1:], "--process_id=0", "--coordinator=host:99999"], "expected HOST:PORT"),
+        (["--distributed", "--heartbeat_timeout=0"], "--heartbeat_timeout is 0; expected a number of seconds"),
+    ],
+)
+def test_flags_that_do_not_fit(words, message):
+    with pytest.raises(hosts.LaunchError, match=message.replace("(", r"\(")):
+        hosts.join(options(*words))
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["--distributed"], ValueError("coordinator_address should be defined."), "found no launcher that JAX knows"),
+        ([*TWO, "--process_id=0"], RuntimeError("UNKNOWN: Failed to start RPC server"), "localhost:1234: it is in use"),
+        (["--distributed"], RuntimeError("Kubernetes API Error: 403"), "could not be joined: RuntimeError: Kubernetes"),
+    ],
+)
+def test_errors_of_jax_in_words(monkeypatch, words, error, message):
+    def initialize(*_, cluster_detection_method, heartbeat_timeout_seconds, **__):
+        assert (cluster_detection_method == "deactivate") == (len(words) > 1) and heartbeat_timeout_seconds == 30
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(hosts, "_on_abort", lambda message: None)
+    with pytest.raises(hosts.LaunchError, match=message):
+        hosts.join(options(*words))
+
+
+def test_one_process_joins_nothing_and_leaves_as_usual():
+    hosts.join(options())
+    assert not hosts.joined() and not hosts.is_lost_peer(RuntimeError("Gloo AllReduce failed"))
+    for together in (True, False):
+        with pytest.raises(SystemExit) as left:
+            hosts.leave(3, together=together)
+        assert left.value.code == 3
+
+
+def test_what_a_lost_process_looks_like(monkeypatch):
+    monkeypatch.setattr(hosts, "joined", lambda: True)
+    lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:34226")
+    assert hosts.is_lost_peer(lost)
+    outer = CheckpointError("the checkpoint of step 3 could not be written")
+    outer.__cause__ = lost
+    assert hosts.is_lost_peer(outer)
+    assert not hosts.is_lost_peer(CheckpointError("No space left on device"))
+    assert not hosts.is_lost_peer(OSError("socket closed"))  # a download, say
+
+
+# ---------------------------------------------------------------- real processes
+@pytest.fixture(scope="module")
+def taken_away(tmp_path_factory):
+    """The folder of benchmarks/preemption.py after a kill of each process and a SIGTERM to one, and its rows."""
+    out = tmp_path_factory.mktemp("preemption") / "out"
+    words = ["--out", str(out), "--kills=2", "--terms=1", "--steps=20", "--full_disk"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["preemption.py", *words])
+        rows = []
+        patch.setattr("builtins.print", lambda text, **_: rows.append(text))
+        status = preemption.main()
+    assert status == 0, "\n".join(rows)
+    return out, [json.loads(row) for row in rows]
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+@pytest.mark.slow
+def test_killed_processes_end_the_others_and_the_state_is_that_of_an_undisturbed_run(taken_away):
+    full, *kills, stopped, whole = taken_away[1]
+    assert "could not be written" in full["message"][0] and full["newest_checkpoint"] == 0
+    assert [kill["victim"] for kill in kills] == [0, 1]
+    for kill in kills:
+        assert kill["statuses"][1 - kill["victim"]] == hosts.RESTART and kill["seconds_until_all_ended"] < 60
+        assert "Start all processes again with the same command" in kill["last_line"][0]
+    assert stopped["signal"] == "SIGTERM" and stopped["statuses"] == [hosts.RESTART] * 2
+    assert stopped["newest_checkpoint"] > stopped["step"]
+    assert whole == {"kills": 2, "terms": 1, "steps": 20, "different_arrays": [], "good": True}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(taken_away, tmp_path):
+    """Two processes of two devices and one of four: a classifier, which draws nothing that rounding could turn over."""
+    out, _ = taken_away
+    words = [*preemption.TINY, *preemption.WATCHED, f"--workdir={tmp_path}"]
+    words += ["--config.train.steps=20", "--config.optimizer.decay_at=(1000000,)"]
+    one = local_processes.start(1, words, tmp_path / "logs", devices=4)
+    assert one.wait(300) == [0], one.texts()
+    alone, together = losses(tmp_path), losses(out / "undisturbed")
+    assert together.keys() == alone.keys() == set(range(1, 21))
+    assert together[1] == pytest.approx(alone[1], rel=1e-5)
+    np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=1e-4)
+    read = lambda path: json.loads((path / "evaluation" / "metrics.json").read_text())  # noqa: E731
+    assert read(tmp_path) == read(out / "undisturbed")
