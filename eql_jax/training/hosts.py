@@ -8,13 +8,20 @@ added here is a last line that says what to do, and an exit status for scheduler
 
 import argparse
 import ctypes
+import errno
 import os
 import signal
+import socket
 import sys
 import time
 from typing import NoReturn
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from eql_jax.training.errors import UserError
 
@@ -89,7 +96,8 @@ def join(options: argparse.Namespace) -> None:
             heartbeat_timeout_seconds=options.heartbeat_timeout,
         )
     except Exception as e:  # the launchers' detection has errors of many kinds
-        raise _launch_error(e, options) from e
+        raise _launch_error(e) from e
+    _meet()
     _on_abort(
         "error: this process was ended because another one of the run is gone, or because of the fault that the lines "
         f"above tell. {_AGAIN}"
@@ -164,9 +172,29 @@ def _check_flags(options: argparse.Namespace, given: list[str]) -> None:
             f"--process_id is {options.process_id} with --num_processes {options.num_processes}; expected 0 to "
             "num_processes - 1"
         )
+    if options.process_id == 0:
+        _check_port(int(port))
 
 
-def _launch_error(error: Exception, options: argparse.Namespace) -> LaunchError:
+def _check_port(port: int) -> None:
+    """Raises LaunchError if it is in use. JAX says so, too, but may crash over what it has half made (jaxlib 0.10)."""
+    try:
+        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+    except OSError as e:
+        if e.errno == errno.EADDRINUSE:
+            raise _port_in_use(str(port)) from e
+
+
+def _port_in_use(port: str) -> LaunchError:
+    return LaunchError(
+        f"process 0 cannot listen on the coordinator's port, {port}: it is in use, perhaps by processes of an earlier "
+        "run that are still there. End them or take another port, the same for all processes"
+    )
+
+
+def _launch_error(error: Exception) -> LaunchError:
     text = f"{type(error).__name__}: {error}".strip()
     if "should be defined" in text or "must be defined" in text:
         return LaunchError(
@@ -175,12 +203,23 @@ def _launch_error(error: Exception, options: argparse.Namespace) -> LaunchError:
             "--distributed out for one process"
         )
     if "Failed to start RPC server" in text:
-        where = options.coordinator or "chosen by the launcher ($JAX_COORDINATOR_PORT chooses another)"
-        return LaunchError(
-            f"process 0 cannot listen on the port of the coordinator, {where}: it is in use, perhaps by processes of "
-            "an earlier run that are still there. End them or take another port, the same for all processes"
-        )
+        return _port_in_use("chosen by the launcher ($JAX_COORDINATOR_PORT chooses another)")
     return LaunchError(f"the processes could not be joined: {text}")
+
+
+def _meet() -> None:
+    """The first collectives, here where all processes are at the same place.
+
+    Gloo, the collectives between CPUs, makes a connection for each group of devices at its first use, and gives the
+    processes 30 s to come to it (jaxlib 0.10). Later one may still compile or read what another has in a cache.
+    """
+    if jax.default_backend() != "cpu" or jax.process_count() == 1:
+        return
+    multihost_utils.sync_global_devices("eql_jax joined")  # one device of each process
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    rows = np.zeros(jax.local_device_count(), np.float32)
+    rows = jax.make_array_from_process_local_data(NamedSharding(mesh, P("all")), rows)
+    jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(rows).block_until_ready()
 
 
 def _on_abort(message: str) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import socket
 
 import jax
 import numpy as np
@@ -41,7 +42,8 @@ def test_flags_that_do_not_fit(words, message):
     ("words", "error", "message"),
     [
         (["--distributed"], ValueError("coordinator_address should be defined."), "found no launcher that JAX knows"),
-        ([*TWO, "--process_id=0"], RuntimeError("UNKNOWN: Failed to start RPC server"), "localhost:1234: it is in use"),
+        (["--distributed"], RuntimeError("UNKNOWN: Failed to start RPC server"), r"\$JAX_COORDINATOR_PORT .*in use"),
+        ([*TWO, "--process_id=1"], RuntimeError("something else"), "could not be joined: RuntimeError: something else"),
         (["--distributed"], RuntimeError("Kubernetes API Error: 403"), "could not be joined: RuntimeError: Kubernetes"),
     ],
 )
@@ -54,6 +56,15 @@ def test_errors_of_jax_in_words(monkeypatch, words, error, message):
     monkeypatch.setattr(hosts, "_on_abort", lambda message: None)
     with pytest.raises(hosts.LaunchError, match=message):
         hosts.join(options(*words))
+
+
+def test_a_port_in_use():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(hosts.LaunchError, match=f"coordinator's port, {port}: it is in use"):
+            hosts.join(options(f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0"))
 
 
 def test_one_process_joins_nothing_and_leaves_as_usual():
