@@ -12,7 +12,7 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from eql_jax.training.errors import UserError
 
@@ -234,21 +234,9 @@ def compile_setting(setting: Setting, mesh, *, config_file: str = "", overrides:
     """
     import jax
 
-    from eql_jax.ops.conv import conv_implementation
-
-    config = load_config(config_file, overrides)
-    config.unlock()
-    config.model.dtype = setting.dtype
-    config.train.batch_size = setting.batch_per_device * mesh.shape["data"]
-    parts = config.train.gradient_accumulation
-    if setting.mode == "train" and setting.batch_per_device % parts:
-        raise UserError(
-            f"{setting.batch_per_device} images on each device; expected a multiple of "
-            f"config.train.gradient_accumulation, {parts}"
-        )
+    config = _config(setting, mesh.shape["data"], config_file, overrides)
     platform = mesh.devices.flat[0].platform
-    # All that asks on which platform it runs is eql_jax.ops.conv; it would see the CPU that compiles.
-    with conv_implementation("cpu" if platform == "cpu" else "xla"), jax.set_mesh(mesh):
+    with _conv_of(platform), jax.set_mesh(mesh):
         traced = _TRACE[setting.mode](setting, config, mesh)
         lowered = traced.lower(lowering_platforms=(platform,))
         try:
@@ -257,6 +245,63 @@ def compile_setting(setting: Setting, mesh, *, config_file: str = "", overrides:
             if "RESOURCE_EXHAUSTED" in str(e) or "Ran out of memory" in str(e):
                 raise OutOfMemory(str(e)) from e
             raise
+
+
+def kept_bytes(setting: Setting, mesh, *, config_file: str = "", overrides: Sequence[str] = ()) -> int:
+    """Bytes that the forward pass of a training step leaves for the gradient on one device, its images on one device.
+
+    As traced, before any compiler: what is computed anew (train.remat) is not among them, parameters and parts of the
+    batch that the gradient reads again are. A compiler may keep less; XLA's for CPUs undoes remat.
+
+    Raises:
+        UserError: as of `compile_setting`.
+    """
+    import jax
+
+    from eql_jax.training.train_step import LOSS_TERMS, image_keys, step_key
+
+    config = _config(setting, 1, config_file, overrides)
+    model, variables = _model(setting, config)
+    memory = {k: v for k, v in variables.items() if k != "params"}
+
+    def loss(params, memory, batch):
+        keys = image_keys(0, 0, batch["image_id"])
+        variables = {"params": params, **memory}
+        terms, _ = model.apply(variables, batch, keys, step_key(0, 0), method="losses", mutable=list(memory))
+        return sum(terms[name] for name in LOSS_TERMS if name in terms)
+
+    def backward(params, memory, batch):
+        return jax.vjp(lambda params: loss(params, memory, batch), params)[1]
+
+    one = mesh_over(list(mesh.devices.flat[:1]), {"data": 1, "model": 1})
+    with _conv_of(mesh.devices.flat[0].platform), jax.set_mesh(one):
+        kept = jax.eval_shape(backward, variables["params"], memory, batch_shapes(setting, config))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+
+def _conv_of(platform: str):
+    """All that asks on which platform it runs is eql_jax.ops.conv; it would see the CPU that compiles."""
+    from eql_jax.ops.conv import conv_implementation
+
+    return conv_implementation("cpu" if platform == "cpu" else "xla")
+
+
+def _config(setting, data_devices, config_file, overrides):
+    config = load_config(config_file, overrides)
+    config.unlock()
+    config.model.dtype = setting.dtype
+    config.train.batch_size = setting.batch_per_device * data_devices
+    if config.train.steps_per_call > 1:
+        raise UserError(
+            f"config.train.steps_per_call is {config.train.steps_per_call}; expected 1, as figures are of one step"
+        )
+    parts = config.train.gradient_accumulation
+    if setting.mode == "train" and setting.batch_per_device % parts:
+        raise UserError(
+            f"{setting.batch_per_device} images on each device; expected a multiple of "
+            f"config.train.gradient_accumulation, {parts}"
+        )
+    return config
 
 
 def _model(setting, config):
@@ -360,7 +405,21 @@ def memory_row(compiled) -> dict[str, float]:
     return row | {"total": total, "total_gib": total / 2**30}
 
 
-def exit_with(error: UserError) -> None:
-    """Tells the user his mistake; exit status 2."""
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+# ---------------------------------------------------------------------------------------------------- main
+def main(
+    run: Callable[[argparse.Namespace], None],
+    description: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """The command line of both scripts: run(arguments), and status 2 when the user has to put something right."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add_arguments(parser)
+    add_setting_arguments(parser)
+    try:
+        run(parse(parser, argv))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)

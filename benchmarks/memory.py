@@ -3,13 +3,14 @@
     python benchmarks/memory.py --topology v5e:2x4 --mesh data=8,model=1 --batch-per-device 2 4
     python benchmarks/memory.py --topology v4:2x2x1 --sweep
     python benchmarks/memory.py --topology present --mode inference --classes 80 1203
+    python benchmarks/memory.py --topology cpu --kept --config.train.remat=True
 
 The whole programme is compiled for the topology from shapes alone, one line of JSON for each combination of the
 arguments. A TPU slice needs libtpu (`pip install "jax[tpu]"`) and no TPU; 'cpu' compiles for as many virtual CPU
 devices as the mesh has, 'present' for the devices of this machine. Fields are bytes per device: arguments (parameters,
 optimizer and batch), outputs, aliased (outputs in the place of donated arguments), temporaries, code, and total =
 arguments + outputs - aliased + temporaries + code. Memory that the runtime takes for itself is not among them, so
-leave some room.
+leave some room. `--kept` compiles nothing and tells what the forward pass leaves for the gradient, as traced.
 """
 
 import argparse
@@ -60,6 +61,9 @@ def measure(setting: aot.Setting, mesh, args: argparse.Namespace, limit: float |
         **setting.row(),
         "batch": setting.batch_per_device * mesh.shape["data"],
     }
+    if args.kept:
+        kept = aot.kept_bytes(setting, mesh, config_file=args.config, overrides=args.overrides)
+        return row | {"overrides": args.overrides, "kept": kept, "kept_gib": kept / 2**30}
     try:
         compiled = aot.compile_setting(setting, mesh, config_file=args.config, overrides=args.overrides)
     except aot.OutOfMemory as e:
@@ -73,6 +77,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--sweep-most is {args.sweep_most}; expected at least 1")
     if args.limit_gib is not None and args.limit_gib <= 0:
         raise UserError(f"--limit-gib is {args.limit_gib}; expected more than 0")
+    if args.kept and (args.sweep or args.mode != "train"):
+        raise UserError(
+            "--kept is of training and finds no largest batch; expected neither --sweep nor --mode inference"
+        )
     chip = aot.chip_of(args.topology)
     limit = args.limit_gib if args.limit_gib is not None else chip.hbm_gib if chip else None
     if args.sweep and limit is None:
@@ -101,20 +109,17 @@ def run(args: argparse.Namespace) -> None:
         common.report(row | {"limit_gib": limit, "batch_per_device": best} | versions)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", default="present", help="cpu, present, or a TPU slice such as v5e:2x4")
     parser.add_argument("--mode", default="train", choices=aot.MODES)
     parser.add_argument("--limit-gib", type=float, help="memory of a device; TPU chips are known")
     parser.add_argument("--sweep", action="store_true", help="find the largest batch per device that fits")
+    parser.add_argument("--kept", action="store_true", help="bytes left for the gradient, without compiling")
     parser.add_argument("--sweep-most", type=int, default=64, help="largest batch per device to look at")
-    aot.add_setting_arguments(parser)
-    try:
-        run(aot.parse(parser, argv))
-    except UserError as e:
-        aot.exit_with(e)
+
+
+def main(argv: list[str] | None = None) -> None:
+    aot.main(run, __doc__, add_arguments, argv)
 
 
 if __name__ == "__main__":

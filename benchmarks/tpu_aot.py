@@ -163,19 +163,15 @@ def run(args: argparse.Namespace) -> None:
         common.report(measure(setting, topology, mesh, args) | versions)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", nargs="+", default=TOPOLOGIES, help=f"TPU slices such as {aot.EXAMPLES}")
     parser.add_argument("--mode", nargs="+", default=aot.MODES, choices=aot.MODES)
     parser.add_argument("--top", type=int, default=10, help="operations to list")
     parser.add_argument("--save", default="", metavar="DIR", help="keep HLO text and costs there")
-    aot.add_setting_arguments(parser)
-    try:
-        run(aot.parse(parser, argv))
-    except UserError as e:
-        aot.exit_with(e)
+
+
+def main(argv: list[str] | None = None) -> None:
+    aot.main(run, __doc__, add_arguments, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from benchmarks import aot, memory, tpu_aot
+from benchmarks import aot, memory, rows, tpu_aot
 from eql_jax.training.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -23,6 +23,12 @@ TINY = (
     "--config.model.roi.batch_per_image=16 --config.data.max_objects=4"
 ).split()
 GIB = 2**30
+
+
+def needs_libtpu(test):
+    """Left out where libtpu is not installed; .ci/run has a step of its own with it."""
+    missing = importlib.util.find_spec("libtpu") is None
+    return pytest.mark.libtpu(pytest.mark.skipif(missing, reason='needs libtpu: pip install "jax[tpu]"')(test))
 
 
 def script(name, *words):
@@ -64,6 +70,7 @@ def test_meshes_that_make_no_sense(text):
         ("--sweep", "--sweep needs --limit-gib"),
         ("--limit-gib -1", "--limit-gib is -1.0; expected more than 0"),
         ("--sweep-most 0 --sweep", "--sweep-most is 0"),
+        ("--kept --mode inference", "--kept is of training"),
     ],
 )
 def test_arguments_that_make_no_sense(words, message, capsys, monkeypatch):
@@ -124,6 +131,8 @@ def test_batch_that_does_not_divide_by_the_accumulation():
     mesh = aot.mesh_over(aot.find_devices("present")[:1], {"data": 1, "model": 1})
     with pytest.raises(UserError, match="3 images on each device; expected a multiple of .*, 2"):
         aot.compile_setting(setting, mesh, overrides=["--config.train.gradient_accumulation=2"])
+    with pytest.raises(UserError, match="steps_per_call is 4; expected 1"):
+        aot.compile_setting(setting, mesh, overrides=["--config.train.steps_per_call=4"])
 
 
 # ---------------------------------------------------------------------------------------------------- the search
@@ -199,6 +208,19 @@ def test_description_of_a_programme():
 
 
 @pytest.mark.slow
+def test_remat_keeps_less_for_the_gradient():
+    """Without remat at least the input of the second convolution of every block that is not frozen."""
+    setting = aot.Setting("train", (64, 64), 5, "float32", 1)
+    mesh = aot.mesh_over(aot.find_devices("present")[:1], {"data": 1, "model": 1})
+    words = [w for w in TINY if w.startswith("--config")]
+    kept, anew = (
+        aot.kept_bytes(setting, mesh, overrides=[*words, f"--config.train.remat={remat}"]) for remat in (False, True)
+    )
+    # res3, res4 and res5 have 64, 16 and 4 pixels of 8, 16 and 32 channels, and two blocks each.
+    assert kept - anew >= 4 * (64 * 8 + 16 * 16 + 4 * 32) * 2
+
+
+@pytest.mark.slow
 def test_memory_of_a_small_step_on_virtual_devices():
     words = "--topology cpu --mesh data=2,model=1 --dtype float32 --batch 4 --limit-gib 1".split()
     done = script("memory.py", *words, *TINY)
@@ -228,10 +250,12 @@ def test_mesh_that_does_not_use_all_devices():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"')
+@needs_libtpu
 def test_small_detector_for_a_tpu_slice():
-    words = "--topology v5e:2x2 --mode inference --batch-per-device 1 --top 3".split()
-    done = script("tpu_aot.py", *words, *TINY)
+    words = "--topology v5e:2x2 --mode inference --batch-per-device 1 --top 3 --size 64 64 --classes 5"
+    # Of rows.TINY, which is smaller than TINY: libtpu takes minutes for more.
+    fields = [f"--config.{word}" for word in rows.TINY if "=" in word] + ["--config.model.backbone.depth=18"]
+    done = script("tpu_aot.py", *words.split(), *fields)
     assert done.returncode == 0, done.stderr
     (row,) = map(json.loads, done.stdout.splitlines())
     assert row["device"] == "TPU v5 lite" and row["chips"] == 4 and row["modelled"] is True
@@ -239,7 +263,7 @@ def test_small_detector_for_a_tpu_slice():
     assert len(row["top"]) == 3 and row["memory"]["total_gib"] < 1
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"')
+@needs_libtpu
 def test_slices_that_libtpu_does_not_know():
     done = script("tpu_aot.py", "--topology", "v5e:3x3")
     assert done.returncode == 2 and "libtpu knows no slice v5e:3x3" in done.stderr
