@@ -13,7 +13,6 @@ import sys
 import jax
 import numpy as np
 
-from benchmarks.common import synthetic_batch
 from benchmarks.hlo import COLLECTIVES, Program
 from eql_jax.class_losses import ClassFrequencies
 from eql_jax.models import build_model, init_model, trainable_mask
@@ -22,6 +21,7 @@ from eql_jax.training.optimizer import make_optimizer
 from eql_jax.training.sharding import tree_shardings
 from eql_jax.training.state import create_state
 from eql_jax.training.train_step import make_train_step
+from tests.synthetic import synthetic_batch
 from tests.training.sharded_classes import drawn, mesh_of, tiny_config
 
 CLASSES = 30  # Seesaw has two more columns, 32
