@@ -73,7 +73,7 @@ class OutOfMemory(Exception):
 
 # ---------------------------------------------------------------------------------------------------- command line
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
-    """What both scripts ask of the programme to compile. Lists make one programme for each combination."""
+    """What these scripts ask of the programme to compile. Lists make one programme for each combination."""
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("H", "W"))
     parser.add_argument("--classes", type=int, nargs="+", default=[1203], metavar="K")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=DTYPES)
@@ -411,13 +411,18 @@ def main(
     description: str,
     add_arguments: Callable[[argparse.ArgumentParser], None],
     argv: Sequence[str] | None = None,
+    **defaults: object,
 ) -> None:
-    """The command line of both scripts: run(arguments), and status 2 when the user has to put something right."""
+    """The command line of these scripts: run(arguments), and status 2 when the user has to put something right.
+
+    defaults: of the arguments that `add_setting_arguments` adds, where a script has its own.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_arguments(parser)
     add_setting_arguments(parser)
+    parser.set_defaults(**defaults)
     try:
         run(parse(parser, argv))
     except UserError as e:

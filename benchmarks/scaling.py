@@ -136,18 +136,13 @@ def run(args: argparse.Namespace) -> None:
         print("largest over smallest, from 8 devices on:", *(f"{key} +{100 * spread(many, key):.2f} %" for key in keys))
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slices", nargs="+", default=SLICES, help=f"cpu:N, or TPU slices such as {aot.EXAMPLES}")
     parser.add_argument("--full", action="store_true", help="the config as it is, not a narrow model")
-    aot.add_setting_arguments(parser)
-    parser.set_defaults(size=(64, 64), classes=[30], batch_per_device=[1])
-    try:
-        run(aot.parse(parser, argv))
-    except UserError as e:
-        aot.exit_with(e)
+
+
+def main(argv: list[str] | None = None) -> None:
+    aot.main(run, __doc__, add_arguments, argv, size=(64, 64), classes=[30], batch_per_device=[1])
 
 
 if __name__ == "__main__":
