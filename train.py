@@ -13,8 +13,6 @@ Of several processes (--distributed): 75 stopped with the state saved, or anothe
 
 import argparse
 import logging
-import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +24,6 @@ from eql_jax.classification import run as classification
 from eql_jax.data.eval_batches import make_eval_batches
 from eql_jax.data.files import as_path
 from eql_jax.data.pipeline import make_train_iterator
-from eql_jax.data.validation import AnnotationError
 from eql_jax.evaluation.run import run_evaluation
 from eql_jax.models import build_model, init_model, trainable_mask
 from eql_jax.training import config as config_lib
@@ -36,7 +33,7 @@ from eql_jax.training.checkpoints import Checkpoints, export_parameters, load_fo
 from eql_jax.training.compatibility import Classes, check_architecture
 from eql_jax.training.compile_cache import enable_compile_cache
 from eql_jax.training.disk import check_writable
-from eql_jax.training.errors import ConfigError, NonFiniteLossError, UserError
+from eql_jax.training.errors import ConfigError
 from eql_jax.training.eval_step import make_detector
 from eql_jax.training.inputs import load_data, load_validation
 from eql_jax.training.loop import train
@@ -229,22 +226,10 @@ def main() -> None:
     except KeyboardInterrupt:
         status = 130
     except Exception as e:
-        status = failed(e)
+        status = hosts.tell(e)
     else:
         hosts.leave(hosts.RESTART if stopped and hosts.joined() else 0, together=True)
     hosts.leave(status, together=False)
-
-
-def failed(error: Exception) -> int:
-    """Tells an error; returns the exit status."""
-    if hosts.is_lost_peer(error):
-        hosts.tell_lost_peer(error)
-        return hosts.RESTART
-    if isinstance(error, UserError | AnnotationError | OSError):
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, NonFiniteLossError) else 2
-    traceback.print_exception(error)
-    return 1
 
 
 if __name__ == "__main__":

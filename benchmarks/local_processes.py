@@ -1,4 +1,4 @@
-"""Several processes of train.py on this machine, as several hosts would run them; each with virtual CPU devices."""
+"""Several processes of one run on this machine, as several hosts would run them; each with virtual CPU devices."""
 
 import dataclasses
 import os
@@ -50,15 +50,17 @@ def start(
     words: Sequence[object],
     logs: pathlib.Path,
     *,
+    programme: Sequence[object] = (ROOT / "train.py",),
     devices: int = 2,
     environment: Mapping[str, str] | None = None,
     limits: Mapping[int, Callable[[], None]] | None = None,
 ) -> Processes:
-    """Starts `count` processes of train.py; 1: without the flags of several.
+    """Starts `count` processes; 1: without the flags of several.
 
     Args:
-        words: the command line behind train.py.
+        words: the command line behind the programme.
         logs: a folder for their output.
+        programme: what Python runs: a file, or '-m' and a module.
         devices: virtual CPU devices of each.
         environment: further variables.
         limits: by process id, what a process calls before it begins.
@@ -69,7 +71,7 @@ def start(
     port = free_port()
     found = Processes([], [])
     for i in range(count):
-        command = [sys.executable, str(ROOT / "train.py"), *map(str, words)]
+        command = [sys.executable, *map(str, programme), *map(str, words)]
         if count > 1:
             command += [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
         log = logs / f"process{i}.log"

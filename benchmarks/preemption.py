@@ -70,7 +70,10 @@ class Run:
         self.starts += 1
         logs = self.workdir.with_name(f"{self.workdir.name}_logs") / f"start{self.starts:02d}"
         count, devices = self.args.processes, self.args.devices
-        return start(count, self.words, logs, devices=devices, environment=self.environment, **options)
+        options |= {"devices": devices, "environment": self.environment}
+        if self.args.module:
+            options["programme"] = ("-m", self.args.module)
+        return start(count, self.words, logs, **options)
 
     def steps_told(self) -> list[int]:
         """Steps in metrics.jsonl, in order; it starts shorter when a run goes on from an earlier checkpoint."""
@@ -100,14 +103,14 @@ def take_away(run: Run, victim: int, number: signal.Signals, *, step: int, while
     (run.workdir / "metrics.jsonl").unlink(missing_ok=True)
     processes = run.start()
     first = processes.processes[victim]
+    writing = False
     while first.poll() is None:
-        told = run.steps_told()
-        if told and told[-1] >= step and (not while_writing or run.is_writing()):
+        told, writing = run.steps_told(), run.is_writing()
+        if told and told[-1] >= step and (writing or not while_writing):
             break
         time.sleep(0.001 if while_writing else 0.01)
-    writing, at = run.is_writing(), max(run.steps_told(), default=0)
     first.send_signal(number)
-    sent = time.monotonic()
+    sent, at = time.monotonic(), max(run.steps_told(), default=0)
     statuses = processes.wait(10 * MINUTE if number == signal.SIGTERM else MINUTE)
     seconds = time.monotonic() - sent
     expected = [RESTART] * len(statuses)
@@ -163,6 +166,7 @@ def main() -> int:
     parser.add_argument("--full_disk_bytes", type=int, default=1 << 16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=pathlib.Path, help="compiled programmes; default: in --out")
+    parser.add_argument("--module", help="in place of train.py: a module with its flags")
     parser.add_argument(
         "--words", nargs=argparse.REMAINDER, default=list(TINY), help="of train.py, in place of a tiny job"
     )
@@ -181,7 +185,8 @@ def main() -> int:
         good &= row["as_expected"]
         print(json.dumps(row), flush=True)
     for i in range(args.kills + args.terms):
-        number = signal.SIGKILL if i < args.kills else signal.SIGTERM
+        # SIGTERM first: it is looked for once a second, and must not find the run at its end.
+        number = signal.SIGTERM if i < args.terms else signal.SIGKILL
         begin = run.newest()
         last = args.steps - args.every - 1  # later the run might be done before the signal comes
         step = min(begin + rng.randint(1, 2 * args.every), last)

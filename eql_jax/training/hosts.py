@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from typing import NoReturn
 
 import jax
@@ -23,7 +24,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from eql_jax.training.errors import UserError
+from eql_jax.data.validation import AnnotationError
+from eql_jax.training.errors import NonFiniteLossError, UserError
 
 RESTART = 75  # EX_TEMPFAIL: not done; started again, the run goes on from its newest checkpoint
 HEARTBEAT_TIMEOUT = 30  # seconds
@@ -124,10 +126,22 @@ def is_lost_peer(error: BaseException) -> bool:
     return False
 
 
-def tell_lost_peer(error: BaseException) -> None:
-    """Says on stderr that another process is gone."""
-    reason = str(error).strip().partition("\n")[0]
-    print(f"error: another process of this run is gone ({reason}). {_AGAIN}", file=sys.stderr)
+def tell(error: Exception) -> int:
+    """Says on stderr what ended the run, with a traceback where that is a fault of the programme.
+
+    Returns:
+        The exit status: 2 for something to be put right by the user, 1 for a loss that is not finite and for faults,
+        `RESTART` where another process is gone.
+    """
+    if is_lost_peer(error):
+        reason = str(error).strip().partition("\n")[0]
+        print(f"error: another process of this run is gone ({reason}). {_AGAIN}", file=sys.stderr)
+        return RESTART
+    if isinstance(error, UserError | AnnotationError | OSError):
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, NonFiniteLossError) else 2
+    traceback.print_exception(error)
+    return 1
 
 
 def leave(status: int, *, together: bool) -> NoReturn:

@@ -116,7 +116,7 @@ def run(workdir, config, *, wrap=lambda step: step, batches=make_batches, evalua
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(state)
         one, several = make_step(config, optimizer.transform, mesh)
-        with MetricWriter(workdir, config, start_step=int(state.step)) as writer:
+        with MetricWriter(workdir, config, start_step=int(state.step), enabled=jax.process_index() == 0) as writer:
             return train(
                 state=state,
                 step_function=wrap(one),
