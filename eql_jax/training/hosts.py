@@ -111,19 +111,20 @@ def joined() -> bool:
     return jax.distributed.is_initialized()
 
 
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error is what JAX raises where another process is gone, which its collectives may see first."""
-    if not joined():
-        return False
+def lost_peer(error: BaseException) -> BaseException | None:
+    """Of an error and its causes the one that JAX raises where another process is gone; None without such.
+
+    Its collectives may see that before the coordination service does.
+    """
     seen: set[int] = set()
-    cause: BaseException | None = error
+    cause: BaseException | None = error if joined() else None
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         text = f"{type(cause).__name__} {cause}".lower()
         if not isinstance(cause, OSError | UserError) and any(word in text for word in _LOST):
-            return True
+            return cause
         cause = cause.__cause__ or cause.__context__
-    return False
+    return None
 
 
 def tell(error: Exception) -> int:
@@ -133,8 +134,8 @@ def tell(error: Exception) -> int:
         The exit status: 2 for something to be put right by the user, 1 for a loss that is not finite and for faults,
         `RESTART` where another process is gone.
     """
-    if is_lost_peer(error):
-        reason = str(error).strip().partition("\n")[0]
+    if (lost := lost_peer(error)) is not None:
+        reason = str(lost).strip().partition("\n")[0]
         print(f"error: another process of this run is gone ({reason}). {_AGAIN}", file=sys.stderr)
         return RESTART
     if isinstance(error, UserError | AnnotationError | OSError):

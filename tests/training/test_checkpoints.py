@@ -331,6 +331,15 @@ def test_a_failed_save_is_told_and_the_next_works(tmp_path, caplog):
     assert load_for_inference(tmp_path, checkpoint="latest").step == 9
 
 
+def test_a_failed_save_of_one_of_several_processes_ends_the_run(tmp_path, monkeypatch):
+    """The others wait for its part; that they end is for `tests/training/test_hosts.py`."""
+    with Checkpoints(tmp_path, toy.make_config(), toy.CLASSES) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "process_count", lambda: 2)
+            with pytest.raises(CheckpointError, match=r"step 3 could not be written .* by process 0: OSError: no room"):
+                checkpoints._failed(3, OSError("no room"))
+
+
 def test_an_unwritable_workdir_is_told_before_the_start(tmp_path, monkeypatch):
     config = toy.make_config()
     (tmp_path / "file").write_text("")

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import preemption
 from eql_jax.training import hosts
-from eql_jax.training.errors import CheckpointError
+from eql_jax.training.errors import CheckpointError, NonFiniteLossError
 from tests.training import toy
 
 
@@ -70,22 +70,28 @@ def test_a_port_in_use():
 
 def test_one_process_joins_nothing_and_leaves_as_usual():
     hosts.join(options())
-    assert not hosts.joined() and not hosts.is_lost_peer(RuntimeError("Gloo AllReduce failed"))
+    assert not hosts.joined() and hosts.lost_peer(RuntimeError("Gloo AllReduce failed")) is None
     for together in (True, False):
         with pytest.raises(SystemExit) as left:
             hosts.leave(3, together=together)
         assert left.value.code == 3
 
 
-def test_what_a_lost_process_looks_like(monkeypatch):
+def test_what_a_lost_process_looks_like(monkeypatch, capsys):
     monkeypatch.setattr(hosts, "joined", lambda: True)
     lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:34226")
-    assert hosts.is_lost_peer(lost)
+    assert hosts.lost_peer(lost) is lost
     outer = CheckpointError("the checkpoint of step 3 could not be written")
     outer.__cause__ = lost
-    assert hosts.is_lost_peer(outer)
-    assert not hosts.is_lost_peer(CheckpointError("No space left on device"))
-    assert not hosts.is_lost_peer(OSError("socket closed"))  # a download, say
+    assert hosts.lost_peer(outer) is lost
+    assert hosts.tell(outer) == hosts.RESTART
+    told = capsys.readouterr().err
+    assert "another process of this run is gone (UNKNOWN: Gloo AllGather failed" in told and "step 3" not in told
+    assert hosts.tell(CheckpointError("no room")) == 2 and capsys.readouterr().err == "error: no room\n"
+    assert hosts.tell(NonFiniteLossError("step 3")) == 1 and hosts.tell(KeyError("x")) == 1
+    assert "Traceback" not in told and "KeyError: 'x'" in capsys.readouterr().err
+    assert hosts.lost_peer(CheckpointError("No space left on device")) is None
+    assert hosts.lost_peer(OSError("socket closed")) is None  # a download, say
 
 
 # ---------------------------------------------------------------- real processes
