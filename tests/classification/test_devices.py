@@ -87,6 +87,7 @@ def test_gradients_summed_in_bfloat16(runs):
     assert max(e.max() for e in jax.tree.leaves(errors)) > 1e-6
 
 
+@pytest.mark.libtpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"')
 @pytest.mark.parametrize("reduce_dtype", ["compute", "bfloat16"])
 def test_what_a_tpu_sums_gradients_in(reduce_dtype, monkeypatch):
