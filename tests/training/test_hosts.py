@@ -100,7 +100,8 @@ def taken_away(tmp_path_factory):
     """The folder of benchmarks/preemption.py after a kill of each process and a SIGTERM to one, and its rows."""
     out = tmp_path_factory.mktemp("preemption") / "out"
     words = ["--out", str(out), "--kills=2", "--terms=1", "--steps=30"]
-    words += ["--module=tests.training.toy_hosts", "--words", "--config.train.steps_per_call=2", "--heartbeat_timeout=15"]
+    words += ["--module=tests.training.toy_hosts", "--words"]
+    words += ["--config.train.steps_per_call=2", "--heartbeat_timeout=15"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["preemption.py", *words])
         rows = []
