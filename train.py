@@ -39,6 +39,7 @@ from eql_jax.training.inputs import load_data, load_validation
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize
+from eql_jax.training.parameter_file import SUFFIX
 from eql_jax.training.run_dir import begin, finish
 from eql_jax.training.sharding import tree_shardings
 from eql_jax.training.state import create_state
@@ -153,7 +154,8 @@ def run_evaluation_mode(options: argparse.Namespace, overrides: Sequence[str]) -
     # ------------------------------------------------------------------------------------------------ evaluation
     model = build_model(config, len(found.classes), class_frequencies(found.classes))
     suffix = "_tta" if config.eval.tta.shorter_sides else ""
-    out = options.out or options.workdir / f"evaluation_{val.raw.stem}{suffix}"
+    folder = options.workdir.parent if options.workdir.suffix == SUFFIX else options.workdir
+    out = options.out or folder / f"evaluation_{val.raw.stem}{suffix}"
     check_writable(out)
     LOG.info("step %d of %s on %s", found.step, options.workdir, val.raw)
     host, num_hosts = jax.process_index(), jax.process_count()
@@ -221,6 +223,8 @@ def main() -> None:
         logging.basicConfig(format="%(message)s", force=True)  # some import has set one up already
         logging.getLogger("eql_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
         enable_compile_cache()
+        if options.mode != "train":
+            hosts.end_on_sigterm()
         modes = {"train": run_training, "eval": run_evaluation_mode, "export": run_export}
         stopped = modes[options.mode](options, overrides)
     except KeyboardInterrupt:

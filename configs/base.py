@@ -269,8 +269,8 @@ def get_config() -> ConfigDict:
     e.tta.masks = True  # average the masks of all views; False: from the plain image of data.eval_shorter_side alone
     e.pictures = 16  # validation pictures drawn with their detections into workdir/pictures at the end; 0: none
     c.log = ConfigDict(dict(every=20, tensorboard=True, progress=True))
-    # Kept are the newest `keep`, the best `keep_best` (by mask AP; by box AP without masks), and those of steps that
-    # divide by keep_every (0: no such)
+    # Kept are the newest `keep`, the best `keep_best` (by mask AP; by box AP without masks), and the first at
+    # or after each multiple of keep_every steps (0: no such)
     c.checkpoint = ConfigDict(dict(every=2000, keep=2, keep_best=1, keep_every=0))
     c.debug = ConfigDict(dict(nan_checks=True))  # stop on a loss that is not finite, naming step, images and terms
     return c

@@ -107,7 +107,8 @@ def get_config() -> ConfigDict:
     e.many_above = 100  # classes with more training images than this are 'many'
     e.few_below = 20  # with fewer than this 'few', the rest 'medium'
     c.log = ConfigDict(dict(every=50, tensorboard=True, progress=True))
-    # Kept are the newest `keep`, the best `keep_best` (by top1), and those of steps that divide by keep_every (0: none)
+    # Kept are the newest `keep`, the best `keep_best` (by top1), and the first at or after each multiple of keep_every
+    # steps (0: no such)
     c.checkpoint = ConfigDict(dict(every=1600, keep=2, keep_best=1, keep_every=0))
     c.debug = ConfigDict(dict(nan_checks=True))  # stop on a loss that is not finite, naming step, images and terms
     return c

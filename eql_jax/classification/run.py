@@ -32,6 +32,7 @@ from eql_jax.training.errors import CheckpointError, UserError
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize
+from eql_jax.training.parameter_file import SUFFIX
 from eql_jax.training.run_dir import begin, finish
 from eql_jax.training.sharding import tree_shardings
 from eql_jax.training.state import create_state
@@ -140,7 +141,8 @@ def run_evaluation(
     mesh_lib.check_batch_sizes(config)
     val = load_sets(config, train=False).val
     check_class_names(val, found.classes)
-    out = out or workdir / f"evaluation_{Path(val.where).stem}"
+    folder = workdir.parent if workdir.suffix == SUFFIX else workdir
+    out = out or folder / f"evaluation_{Path(val.where).stem}"
     check_writable(out)
     LOG.info("step %d of %s on %s", found.step, workdir, val.where)
     model = build_classifier(config, configured_loss(config, found.classes))

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from eql_jax.data.categories import ClassStatistics
+from eql_jax.data.files import as_path
 from eql_jax.data.images import ImageError, read_record_image
 from eql_jax.data.records import Annotations, ImageRecord, evenly_spaced
 from eql_jax.evaluation.columns import Result, ResultTable
@@ -149,7 +150,7 @@ def run_evaluation(
             host=host,
             num_hosts=num_hosts,
             pictures=config.eval.pictures if pictures is None else pictures,
-            pictures_dir=folder.local / "pictures" if pictures_dir is None else pictures_dir,
+            pictures_dir=as_path(out_dir) / "pictures" if pictures_dir is None else pictures_dir,
             log=log,
         )
         if host == 0:

@@ -16,7 +16,14 @@ from ml_collections import ConfigDict
 LOG = logging.getLogger(__name__)
 
 RATE = "optimizer.learning_rate"
-STEPS = ("train.steps", "optimizer.decay_at", "optimizer.warmup_steps", "eval.every", "checkpoint.every")
+STEPS = (
+    "train.steps",
+    "optimizer.decay_at",
+    "optimizer.warmup_steps",
+    "eval.every",
+    "checkpoint.every",
+    "checkpoint.keep_every",
+)
 
 
 def apply_linear_rule(config: ConfigDict, *, given: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:

@@ -28,7 +28,7 @@ from eql_jax.data.files import FilePath, as_path
 from eql_jax.training import config as config_lib
 from eql_jax.training.compatibility import Classes, check_classes, check_config, check_structure
 from eql_jax.training.disk import check_writable, free_space, remove_folder, state_bytes, write_atomically
-from eql_jax.training.errors import CheckpointError
+from eql_jax.training.errors import CheckpointError, NonFiniteLossError
 from eql_jax.training.parameter_file import SUFFIX, read_parameters, write_parameters
 from eql_jax.training.state import TrainState
 from eql_jax.training.tail import check_columns
@@ -56,9 +56,15 @@ class InferenceModel(NamedTuple):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Not asked: `loop` asks JAX by its own count, and JAX stops at the number after the last one it was asked."""
+        return False
+
+
 class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the newest `latest` checkpoints, the `best` ones by the metrics of steps evaluated so far, and those of
-    steps that divide by `every` (0: no such)."""
+    """Keeps the newest `latest` checkpoints, the `best` ones by the metrics of steps evaluated so far, and the first at
+    or after each multiple of `every` steps (0: no such)."""
 
     def __init__(self, settings: ConfigDict, evaluations: Mapping[int, Mapping[str, float]]):
         """settings: config.checkpoint."""
@@ -68,8 +74,12 @@ class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
     def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
         del context
         steps = [c.step for c in checkpoints]
-        keep = {*sorted(steps)[-self.latest :], *_rank(steps, self.evaluations)[: self.best]}
-        return [s in keep or (self.every > 0 and s % self.every == 0) for s in steps]
+        rising = sorted(steps)
+        keep = {*rising[-self.latest :], *_rank(steps, self.evaluations)[: self.best]}
+        if self.every:
+            before = [0, *rising[:-1]]
+            keep |= {s for s, last in zip(rising, before, strict=True) if s // self.every > last // self.every}
+        return [s in keep for s in steps]
 
 
 class Checkpoints:
@@ -105,8 +115,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        if kind is not None and jax.process_count() > 1:
-            return  # the process is about to end, and what is under way may wait for one that is gone
+        # All processes meet a loss that is not finite at once. After another error this one is about to end, and what
+        # is under way may wait for one that is gone.
+        if kind is not None and jax.process_count() > 1 and not issubclass(kind, NonFiniteLossError):
+            return
         self.close()
 
     def check_space(self, state: TrainState) -> None:
@@ -217,7 +229,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_KeepLatestAndBest(self.config.checkpoint, self.evaluations),
         )
-        return ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
+        return _Manager(self.directory, options=options, item_names=ITEMS)
 
     def _remove_leftovers(self) -> None:
         """Removes what interrupted and failed saves left. Orbax can do so too, but trips over its own threads when

@@ -33,8 +33,19 @@ INITIALIZATION_TIMEOUT = 300  # seconds
 LINGER = 3  # seconds; see leave()
 
 _FLAGS = ("coordinator", "num_processes", "process_id")
-# In the texts of errors that JAX raises in a process of which another one is gone.
-_LOST = ("gloo", "connection closed by peer", "coordination service", "socket closed", "heartbeat", "nccl", "barrier")
+# In the texts of the errors (RuntimeError, that of jaxlib among them, or ValueError) that JAX raises where another
+# process is gone.
+_LOST = (
+    "gloo",
+    "connection closed by peer",
+    "connection reset by peer",
+    "coordination service",
+    "socket closed",
+    "heartbeat timeout",
+    "barrier timed out",
+    "barrier failed",
+    "remote process exited",  # NCCL
+)
 _AGAIN = "Start all processes again with the same command: the run goes on from its newest checkpoint"
 
 
@@ -111,17 +122,23 @@ def joined() -> bool:
     return jax.distributed.is_initialized()
 
 
+def end_on_sigterm() -> None:
+    """SIGTERM ends this process again, which JAX's preemption service would only note: for what asks it nothing."""
+    if joined():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def lost_peer(error: BaseException) -> BaseException | None:
     """Of an error and its causes the one that JAX raises where another process is gone; None without such.
 
     Its collectives may see that before the coordination service does.
     """
     seen: set[int] = set()
-    cause: BaseException | None = error if joined() else None
+    cause: BaseException | None = error if joined() and not isinstance(error, LaunchError) else None
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         text = f"{type(cause).__name__} {cause}".lower()
-        if not isinstance(cause, OSError | UserError) and any(word in text for word in _LOST):
+        if isinstance(cause, RuntimeError | ValueError) and any(word in text for word in _LOST):
             return cause
         cause = cause.__cause__ or cause.__context__
     return None

@@ -4,6 +4,7 @@ The batch is sharded over 'data', classifiers over 'model' (see `sharding`), eve
 hosts each gives its own rows.
 """
 
+import collections
 import math
 import queue
 import threading
@@ -33,7 +34,8 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     """A mesh over `devices`, by default all of all hosts, with the axis sizes of `config.mesh` (-1: all that are left).
 
     Raises:
-        ConfigError: the sizes do not multiply to the number of devices.
+        ConfigError: the sizes do not multiply to the number of devices, or the devices along 'model' belong to several
+            processes.
     """
     devices = jax.devices() if devices is None else list(devices)
     count = len(devices)
@@ -47,7 +49,25 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             f"{count} devices ({devices[0].device_kind}); -1 takes all that are left"
         )
     shape = (sizes["data"], sizes["model"])
-    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    check_rows(mesh.devices)
+    return mesh
+
+
+def check_rows(grid: np.ndarray) -> None:
+    """Raises ConfigError unless each row of devices [data, model] belongs to one process, as many rows to each.
+
+    The devices of a row get the same images, and every process gives images of its own.
+    """
+    owners = [sorted({device.process_index for device in row}) for row in grid]
+    rows = collections.Counter(processes[0] for processes in owners)
+    if any(len(processes) > 1 for processes in owners) or len(set(rows.values())) > 1:
+        own = grid.size // len({device.process_index for device in grid.flat})
+        raise ConfigError(
+            f"config.mesh.model is {grid.shape[1]}, and a process has {own} devices; expected the devices that share "
+            f"the classes to belong to one process. Take a config.mesh.model that divides {own}, or start one process "
+            "for all devices of a machine"
+        )
 
 
 def local_mesh() -> Mesh:
@@ -99,7 +119,10 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     arrays = {k: np.asarray(v) for k, v in batch.items() if k not in HOST_ONLY}
     if "image_id" in arrays:
         arrays["image_id"] = arrays["image_id"].astype(np.uint32)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in arrays.items()}
+    # The shape is said, so that rows that do not add up to it are an error and not another batch.
+    hosts = len({device.process_index for device in mesh.devices.flat})
+    whole = {k: (len(v) * hosts, *v.shape[1:]) for k, v in arrays.items()}
+    return {k: jax.make_array_from_process_local_data(sharding, v, whole[k]) for k, v in arrays.items()}
 
 
 class Prefetcher:

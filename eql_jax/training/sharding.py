@@ -6,8 +6,10 @@ the memory of the heads. With config.mesh.fsdp parameters, their moments and ave
 on every device.
 """
 
+import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,6 +93,11 @@ def gathered(tree: Any) -> Any:
     def whole(x):
         if not isinstance(x, jax.Array) or x.is_fully_replicated:
             return x
-        return jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)
+        return _copy_to(NamedSharding(x.sharding.mesh, P()))(x)
 
     return jax.tree.map(whole, tree)
+
+
+@functools.cache  # and so compiled once, not at every evaluation
+def _copy_to(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=sharding)

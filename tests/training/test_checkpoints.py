@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from eql_jax.training import checkpoints as checkpoints_lib
@@ -245,6 +246,23 @@ def test_init_from_takes_what_fits(tmp_path, caplog):
     alien = fresh.replace(params={"other": wide}, batch_stats={}, ema_params=None)
     with pytest.raises(CheckpointError, match="not one of 1 arrays fits this model; the first is params/other"):
         init_from(alien, tmp_path, config)
+
+
+def test_the_first_save_at_or_after_each_multiple_is_kept(tmp_path):
+    """With steps that the linear rule has scaled none may divide."""
+    config = toy.make_config(**{"checkpoint.keep": 1, "checkpoint.keep_best": 0, "checkpoint.keep_every": 10})
+    with Checkpoints(tmp_path, config, toy.CLASSES) as checkpoints:
+        for step in range(3, 29, 3):
+            checkpoints.save(random_state(config, step=step))
+    assert steps_on_disk(tmp_path) == [12, 21, 27]
+
+
+def test_saving_does_not_move_the_point_where_processes_stop(tmp_path, monkeypatch):
+    """JAX stops after the last number that it was asked plus one, and Orbax would ask it with the step."""
+    monkeypatch.setattr(ocp.checkpoint_manager.utils, "reached_preemption", lambda step: pytest.fail("asked"))
+    config = toy.make_config()
+    save(tmp_path, config, random_state(config))
+    assert steps_on_disk(tmp_path) == [7]
 
 
 def test_init_from_keeps_the_classes_of_a_padded_classifier(tmp_path):

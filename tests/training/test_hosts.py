@@ -1,8 +1,10 @@
 """Joining processes: wrong flags, JAX's errors in words, and two real processes that are stopped and killed."""
 
 import argparse
+import contextlib
 import json
 import socket
+import types
 
 import jax
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 
 from benchmarks import preemption
 from eql_jax.training import hosts
-from eql_jax.training.errors import CheckpointError, NonFiniteLossError
+from eql_jax.training import mesh as mesh_lib
+from eql_jax.training.errors import CheckpointError, ConfigError, NonFiniteLossError
 from tests.training import toy
 
 
@@ -68,6 +71,22 @@ def test_a_port_in_use():
             hosts.join(options(f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0"))
 
 
+@pytest.mark.parametrize(
+    ("owners", "good"),
+    [
+        ([[0, 0], [0, 0], [1, 1], [1, 1]], True),
+        ([[0], [1], [2]], True),
+        ([[0, 1]], False),
+        ([[0, 0], [1, 0], [1, 1]], False),
+        ([[0], [0], [1]], False),
+    ],
+)
+def test_a_row_of_the_mesh_belongs_to_one_process(owners, good):
+    grid = np.array([[types.SimpleNamespace(process_index=i) for i in row] for row in owners])
+    with contextlib.nullcontext() if good else pytest.raises(ConfigError, match="config.mesh.model is .* one process"):
+        mesh_lib.check_rows(grid)
+
+
 def test_one_process_joins_nothing_and_leaves_as_usual():
     hosts.join(options())
     assert not hosts.joined() and hosts.lost_peer(RuntimeError("Gloo AllReduce failed")) is None
@@ -92,6 +111,8 @@ def test_what_a_lost_process_looks_like(monkeypatch, capsys):
     assert "Traceback" not in told and "KeyError: 'x'" in capsys.readouterr().err
     assert hosts.lost_peer(CheckpointError("No space left on device")) is None
     assert hosts.lost_peer(OSError("socket closed")) is None  # a download, say
+    assert hosts.lost_peer(TypeError("optimization_barrier got 2 arguments")) is None
+    assert hosts.lost_peer(RuntimeError("ncclCommInitRank failed: invalid usage")) is None
 
 
 # ---------------------------------------------------------------- real processes
