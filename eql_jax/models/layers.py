@@ -40,28 +40,27 @@ class FrozenBatchNorm(nn.Module):
     never sees them and weight decay cannot reach them.
     """
 
+    features: int
     eps: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., C] -> [..., C], same dtype."""
-        shape = (x.shape[-1],)
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        """The map as it is: factor and offset, float32 [features] each."""
+        shape = (self.features,)
         scale = self.variable("batch_stats", "scale", jnp.ones, shape, jnp.float32).value
         bias = self.variable("batch_stats", "bias", jnp.zeros, shape, jnp.float32).value
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32).value
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32).value
         scale = scale / jnp.sqrt(var + self.eps)
-        return x * scale.astype(x.dtype) + (bias - mean * scale).astype(x.dtype)
+        return scale, bias - mean * scale
 
 
 def _normalize(module: nn.Module, x: jax.Array, norm: str, dtype: jnp.dtype, train: bool) -> jax.Array:
-    """`norm` of x [B,H,W,C] as the child 'norm' of `module`, or the module's own bias where there is none."""
+    """A live `norm` of x [B,H,W,C] as the child 'norm' of `module`, or the module's own bias where there is none."""
     features = x.shape[-1]
     if norm == "none":
         bias = module.param("bias", nn.initializers.zeros, (features,), jnp.float32)
         return x + bias.astype(dtype)
-    if norm == "frozen_batch_norm":
-        return FrozenBatchNorm(name="norm")(x)
     if norm == "batch_norm":
         batch_norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name="norm")
         return batch_norm(x)
@@ -106,8 +105,14 @@ class Conv(nn.Module):
         shape = (k, k, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         options = dict(strides=self.strides, padding=(k - 1) // 2, groups=self.groups)
+        frozen = self.norm == "frozen_batch_norm"
+        if frozen:
+            # The factor goes into the kernel. On the map it would be a pass of its own in the gradient: at the end of a
+            # block the convolution needs the gradient with the factor, the shortcut without.
+            scale, offset = FrozenBatchNorm(self.features, name="norm")()
+            kernel = kernel * scale
         x = operation(x.astype(self.dtype), *more, kernel.astype(self.dtype), **options)
-        return _normalize(self, x, self.norm, self.dtype, train)
+        return x + offset.astype(self.dtype) if frozen else _normalize(self, x, self.norm, self.dtype, train)
 
 
 class DeformConv(Conv):
