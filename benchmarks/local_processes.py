@@ -14,20 +14,41 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @dataclasses.dataclass
 class Processes:
-    """Processes of one run, by process id, and the files that hold what they wrote to stderr."""
+    """Processes of one run, by process id, and the files that hold what they wrote to stderr.
+
+    again: starts all of them with another port; None once that was done.
+    """
 
     processes: list[subprocess.Popen]
     logs: list[pathlib.Path]
+    again: Callable[[], list[subprocess.Popen]] | None = None
 
     def wait(self, seconds: float) -> list[int]:
         """Exit statuses; raises TimeoutError, after ending them, where one is still there."""
         end = time.monotonic() + seconds
         try:
-            return [p.wait(max(0.1, end - time.monotonic())) for p in self.processes]
-        except subprocess.TimeoutExpired as e:
-            raise TimeoutError(f"still running after {seconds:.0f} s\n{self.texts()}") from e
+            while True:
+                statuses = [p.poll() for p in self.processes]
+                if self.renew():
+                    continue
+                if None not in statuses:
+                    return statuses
+                if time.monotonic() > end:
+                    raise TimeoutError(f"still running after {seconds:.0f} s\n{self.texts()}")
+                time.sleep(0.02)
         finally:
             self.end()
+
+    def renew(self) -> bool:
+        """Starts all once more, with another port, where theirs was taken before process 0 came to listen on it."""
+        if self.again is None:
+            return False
+        if not any(p.poll() == 2 and "it is in use" in self.text(i) for i, p in enumerate(self.processes)):
+            return False
+        self.end()
+        again, self.again = self.again, None
+        self.processes = again()
+        return True
 
     def end(self) -> None:
         """Kills those that still run."""
@@ -68,24 +89,24 @@ def start(
     logs.mkdir(parents=True, exist_ok=True)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": flags, **(environment or {})}
-    port = free_port()
-    found = Processes([], [])
-    for i in range(count):
-        command = [sys.executable, *map(str, programme), *map(str, words)]
-        if count > 1:
-            command += [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
-        log = logs / f"process{i}.log"
-        with open(log, "w") as file:
+    files = [logs / f"process{i}.log" for i in range(count)]
+
+    def begin() -> list[subprocess.Popen]:
+        port, found = free_port(), []
+        for i, log in enumerate(files):
+            command = [sys.executable, *map(str, programme), *map(str, words)]
+            if count > 1:
+                command += [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]
             before = (limits or {}).get(i)
-            found.processes.append(
-                subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file, preexec_fn=before)
-            )
-        found.logs.append(log)
-    return found
+            with open(log, "w") as file:
+                found.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file, preexec_fn=before))
+        return found
+
+    return Processes(begin(), files, begin if count > 1 else None)
 
 
 def free_port() -> int:
-    """A port that nothing listens on just now."""
+    """A port that nothing listens on just now; see `Processes.renew`."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         return s.getsockname()[1]

@@ -98,18 +98,28 @@ class Run:
         return checkpoints_lib._restore(path, checkpoints_lib._metadata(path), as_numpy=True)
 
 
-def take_away(run: Run, victim: int, number: signal.Signals, *, step: int, while_writing: bool) -> dict[str, Any]:
-    """Starts the run, sends one process a signal at a step (or in the next write after it); tells what all did."""
+def take_away(
+    run: Run, victim: int, number: signal.Signals, *, step: int, last: int, while_writing: bool
+) -> dict[str, Any]:
+    """Starts the run, sends one process a signal at a step, and tells what all did.
+
+    With `while_writing` it is sent in the next write that is seen after the step, or without one at step `last`.
+    """
     (run.workdir / "metrics.jsonl").unlink(missing_ok=True)
     processes = run.start()
-    first = processes.processes[victim]
-    writing = False
-    while first.poll() is None:
+    writing, begun, limit = False, time.monotonic(), run.args.reach_seconds
+    while processes.processes[victim].poll() is None or processes.renew():
+        processes.renew()
         told, writing = run.steps_told(), run.is_writing()
-        if told and told[-1] >= step and (writing or not while_writing):
+        if told and told[-1] >= step and (writing or not while_writing or told[-1] >= last):
             break
+        if time.monotonic() - begun > limit:
+            processes.end()
+            what = f"step {step}" + (" and the write of a checkpoint after it" if while_writing else "")
+            seen = f"the last step told is {told[-1]}" if told else "no step was told"
+            raise TimeoutError(f"{what} did not come within {limit:.0f} s; {seen}\n{processes.texts()}")
         time.sleep(0.001 if while_writing else 0.01)
-    first.send_signal(number)
+    processes.processes[victim].send_signal(number)
     sent, at = time.monotonic(), max(run.steps_told(), default=0)
     statuses = processes.wait(10 * MINUTE if number == signal.SIGTERM else MINUTE)
     seconds = time.monotonic() - sent
@@ -162,6 +172,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=3, help="steps between checkpoints")
     parser.add_argument("--terms", type=int, default=0)
+    parser.add_argument("--reach_seconds", type=float, default=300.0, help="limit for a start to come to its signal")
     parser.add_argument("--full_disk", action="store_true", help="also one run whose disk is full")
     parser.add_argument("--full_disk_bytes", type=int, default=1 << 16)
     parser.add_argument("--seed", type=int, default=0)
@@ -190,7 +201,7 @@ def main() -> int:
         begin = run.newest()
         last = args.steps - args.every - 1  # later the run might be done before the signal comes
         step = min(begin + rng.randint(1, 2 * args.every), last)
-        row = take_away(run, i % args.processes, number, step=step, while_writing=i % 3 == 2)
+        row = take_away(run, i % args.processes, number, step=step, last=last, while_writing=i % 3 == 2)
         good &= row["as_expected"]
         print(json.dumps({"stop": i + 1, **row}), flush=True)
     statuses = (processes := run.start()).wait(60 * MINUTE)

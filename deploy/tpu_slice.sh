@@ -13,12 +13,17 @@ on_all_hosts() {
 }
 
 on_all_hosts "cd eql_jax && python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'"
+# gcloud has one status for all: a host that ends with something for a person to look at says so in ~/eql_jax.failed.
+train="cd eql_jax && rm -f ~/eql_jax.failed || exit
+.venv/bin/python train.py --distributed --config=$CONFIG --workdir=$WORKDIR ${*@Q}"'
+status=$?
+case $status in 0 | 75) ;; *) echo "$(hostname): status $status" | tee ~/eql_jax.failed >&2 ;; esac
+exit $status'
 while true; do
   status=0
-  on_all_hosts "cd eql_jax && .venv/bin/python train.py --distributed --config=$CONFIG --workdir=$WORKDIR ${*@Q}" || status=$?
-  # ssh has 255 where a host is gone; 75 says to start again. 1 and 2 are for a person to look at.
-  case $status in
-    75) sleep 10 ;;
-    *) exit "$status" ;;
-  esac
+  on_all_hosts "$train" || status=$?
+  # Only 75 starts again. ssh has 255 where a host is gone, and ends the loop on purpose: the slice must be made again.
+  [[ $status == 75 ]] || exit "$status"
+  on_all_hosts '! cat ~/eql_jax.failed 2>/dev/null' || exit 1 # the 75 of one host may hide the 1 or 2 of another
+  sleep 10
 done

@@ -140,7 +140,9 @@ def losses(workdir):
 @pytest.mark.slow
 def test_killed_processes_end_the_others_and_the_state_is_that_of_an_undisturbed_run(taken_away):
     stopped, *kills, whole = taken_away[1]
-    assert [kill["victim"] for kill in kills] == [1, 0] and kills[1]["during_write"]
+    assert [kill["victim"] for kill in kills] == [1, 0]
+    # At 26 the signal is sent in any case: writes are short, and none may have been seen until then.
+    assert kills[1]["during_write"] or kills[1]["step"] >= 26
     for kill in kills:
         assert kill["statuses"][1 - kill["victim"]] == hosts.RESTART and kill["seconds_until_all_ended"] < 60
         assert "Start all processes again with the same command" in kill["last_line"][0]
