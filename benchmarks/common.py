@@ -115,6 +115,8 @@ def detector_config(args: argparse.Namespace):
     config.train.batch_size = args.batch
     config.model.dtype = args.dtype
     config.model.backbone.depth = args.depth
+    # Random weights behind frozen BatchNorm do not bear a real rate: after ten steps the loss would be NaN.
+    config.optimizer.learning_rate = 1e-6
     for assignment in args.set:
         field, _, text = assignment.partition("=")
         try:
