@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax import export
 from ml_collections import ConfigDict
 
@@ -91,7 +92,7 @@ def export_serving(
     for platform in dict.fromkeys(platforms):
         # Made anew for each: jit would give what it traced for another platform.
         def run(weights, image, image_size, original_size):
-            return serve(_nested(weights), image, image_size, original_size)
+            return serve(unflatten_dict(weights, sep="/"), image, image_size, original_size)
 
         with conv_implementation("cpu" if platform == "cpu" else "xla"):
             exported = export.export(jax.jit(run), platforms=[platform])(shapes, *inputs.values())
@@ -126,18 +127,6 @@ def export_serving(
 
 def _described(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"name": name, "dtype": str(a.dtype), "shape": list(a.shape)} for name, a in arrays.items()]
-
-
-def _nested(weights: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """Undoes `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, array in weights.items():
-        *names, last = path.split("/")
-        node = tree
-        for name in names:
-            node = node.setdefault(name, {})
-        node[last] = array
-    return tree
 
 
 def _check(config, image_size, canvas_size, batch, platforms, candidates, mask_threshold, paste_chunk) -> None:

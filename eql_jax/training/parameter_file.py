@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from eql_jax.data.files import as_path, read_file, write_whole
 from eql_jax.training.compatibility import flatten
@@ -80,22 +81,12 @@ def read_parameters(path: str | Path) -> ParameterFile:
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         found = metadata.get("format"), metadata.get("version")
         if found == (FORMAT, VERSION):
+            variables = {"params": {}, "batch_stats": {}} | unflatten_dict(arrays, sep="/")
             config, classes = json.loads(metadata["config"]), json.loads(metadata["classes"])
-            return ParameterFile(_nested(arrays), config, classes, int(metadata["step"]))
+            return ParameterFile(variables, config, classes, int(metadata["step"]))
     except (SafetensorError, KeyError, ValueError) as e:
         raise CheckpointError(f"{path} is damaged ({type(e).__name__}: {e}); export it again") from e
     raise CheckpointError(
         f"{path} is a safetensors file of another origin (format, version: {found}); expected one of train.py "
         "--mode=export"
     )
-
-
-def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name, array in arrays.items():
-        *folders, leaf = name.split("/")
-        place = variables
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[leaf] = array
-    return variables
