@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from eql_jax.training import config as config_lib
 from eql_jax.training.checkpoints import Checkpoints
 from eql_jax.training.disk import write_atomically
+from eql_jax.training.errors import CheckpointError
 from eql_jax.training.loop import TrainResult
 from eql_jax.training.state import TrainState
 from eql_jax.training.warm_start import init_from
@@ -25,8 +28,9 @@ def begin(state: TrainState, config: ConfigDict, workdir: Path, checkpoints: Che
     config.train.init_from where that is set.
 
     Raises:
-        CheckpointError: the checkpoint does not fit this run, or is damaged.
+        CheckpointError: the checkpoint does not fit this run, or is damaged, or several processes see different ones.
     """
+    _check_same_workdir(checkpoints)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
         LOG.info("going on from step %d of %s", state.step, workdir)
@@ -36,6 +40,20 @@ def begin(state: TrainState, config: ConfigDict, workdir: Path, checkpoints: Che
         write_atomically(workdir / "config.json", config_lib.to_json(config))
         write_atomically(workdir / "versions.json", config_lib.versions_json())
     return state
+
+
+def _check_same_workdir(checkpoints: Checkpoints) -> None:
+    """Raises CheckpointError unless this process sees the newest checkpoint that the first one sees."""
+    if jax.process_count() == 1:
+        return
+    own = checkpoints.latest_step()
+    first = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if own is None else own)))
+    if first != (-1 if own is None else own):
+        seen = "none" if first < 0 else f"that of step {first}"
+        raise CheckpointError(
+            f"process {jax.process_index()} sees {'no checkpoint' if own is None else f'one of step {own}'} in "
+            f"{checkpoints.directory}, and process 0 {seen}; expected a --workdir on storage that all processes share"
+        )
 
 
 def finish(result: TrainResult, workdir: Path, iterators: Iterable[Any]) -> bool:

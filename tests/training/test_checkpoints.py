@@ -1,5 +1,6 @@
 """Checkpoints: bit-identical restore, which are kept, what does not fit, damage, and disks that fail."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -8,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from eql_jax.training import checkpoints as checkpoints_lib
-from eql_jax.training import disk
+from eql_jax.training import disk, run_dir
 from eql_jax.training import mesh as mesh_lib
 from eql_jax.training.checkpoints import Checkpoints, find_checkpoint, load_detector, load_for_inference
 from eql_jax.training.compatibility import Classes
@@ -263,6 +265,16 @@ def test_saving_does_not_move_the_point_where_processes_stop(tmp_path, monkeypat
     config = toy.make_config()
     save(tmp_path, config, random_state(config))
     assert steps_on_disk(tmp_path) == [7]
+
+
+@pytest.mark.parametrize(("own", "first", "good"), [(7, 7, True), (None, -1, True), (7, 3, False), (None, 7, False)])
+def test_processes_that_see_other_checkpoints_are_told(monkeypatch, own, first, good):
+    two = types.SimpleNamespace(process_count=lambda: 2, process_index=lambda: 1)
+    monkeypatch.setattr(run_dir, "jax", two)
+    monkeypatch.setattr(run_dir.multihost_utils, "broadcast_one_to_all", lambda _: np.int32(first))
+    found = types.SimpleNamespace(latest_step=lambda: own, directory="runs/a/checkpoints")
+    with contextlib.nullcontext() if good else pytest.raises(CheckpointError, match="process 1 sees .* all processes"):
+        run_dir._check_same_workdir(found)
 
 
 def test_init_from_keeps_the_classes_of_a_padded_classifier(tmp_path):
