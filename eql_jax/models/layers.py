@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from eql_jax.ops.conv import conv2d
+from eql_jax.ops.conv import add_bias, conv2d
 from eql_jax.ops.deform_conv import deform_conv2d
 
 Initializer = Callable[..., jax.Array]
@@ -60,7 +60,7 @@ def _normalize(module: nn.Module, x: jax.Array, norm: str, dtype: jnp.dtype, tra
     features = x.shape[-1]
     if norm == "none":
         bias = module.param("bias", nn.initializers.zeros, (features,), jnp.float32)
-        return x + bias.astype(dtype)
+        return add_bias(x, bias)
     if norm == "batch_norm":
         batch_norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name="norm")
         return batch_norm(x)

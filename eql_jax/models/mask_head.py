@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from eql_jax.models.layers import Conv, kaiming_normal
-from eql_jax.ops.conv import conv_transpose_2x2
+from eql_jax.ops.conv import add_bias, conv_transpose_2x2
 from eql_jax.ops.masks import class_conv_1x1
 
 
@@ -64,4 +64,4 @@ class Upsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", kaiming_normal, (2, 2, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return conv_transpose_2x2(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return add_bias(conv_transpose_2x2(x, kernel.astype(self.dtype)), bias)

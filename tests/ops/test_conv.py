@@ -222,3 +222,20 @@ def test_conv_transpose_2x2():
     np.testing.assert_allclose(conv.conv_transpose_2x2(x, kernel), plain, atol=1e-5)
     with pytest.raises(ValueError, match=r"\[2, 2, Cin, Cout\]"):
         conv.conv_transpose_2x2(x, jnp.ones((2, 2, 4, 6)))
+
+
+@pytest.mark.parametrize("positions", [1, 300, 2**17])
+def test_add_bias_sums_the_gradient_in_float32(positions):
+    """In bfloat16 the sum of 2 ** 17 ones stands still long before its end."""
+    rng = np.random.default_rng(5)
+    x = jnp.asarray(rng.standard_normal((positions, 3)), jnp.bfloat16)
+    bias = jnp.asarray([0.5, -1.0, 3.0])
+    weight = rng.integers(0, 3, (positions, 3)).astype(np.float32)
+    run = jax.jit(lambda x, bias, weight: jax.vjp(conv.add_bias, x, bias)[1](weight.astype(jnp.bfloat16)))
+    grad_x, grad_bias = run(x, bias, weight)
+    np.testing.assert_array_equal(np.asarray(grad_x, np.float32), weight)
+    np.testing.assert_allclose(grad_bias, weight.sum(0), rtol=1e-6)
+    assert grad_bias.dtype == jnp.float32
+    np.testing.assert_array_equal(conv.add_bias(x, bias), x + bias.astype(jnp.bfloat16))
+    _, tangent = jax.jvp(conv.add_bias, (x, bias), (x, bias))
+    np.testing.assert_allclose(tangent, x + bias, rtol=1e-2, atol=1e-2)

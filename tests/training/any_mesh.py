@@ -11,11 +11,15 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks.hlo import COLLECTIVES, Program
 from eql_jax.class_losses import ClassFrequencies
 from eql_jax.models import build_model, init_model, trainable_mask
+from eql_jax.models.rpn import RPNHead
 from eql_jax.training.mesh import put_batch
 from eql_jax.training.optimizer import make_optimizer
 from eql_jax.training.sharding import tree_shardings
@@ -82,6 +86,28 @@ def first_step(config, model, variables, data: int, model_axis: int, fsdp: bool)
     return row, jax.device_get(state)
 
 
+def shared_head(dtype) -> dict:
+    """An RPN's head on four levels, over 4 x 2 devices: its all-reduces, and its gradient against one device's."""
+    head, mesh = RPNHead(3, dtype), mesh_of(4, 2)
+    levels = [np.asarray(jax.random.normal(jax.random.key(i), (8, 16 >> i, 16 >> i, 8))) for i in range(4)]
+    params = jax.device_get(head.init(jax.random.key(4), levels))
+
+    def loss(params, levels):
+        out = head.apply(params, levels)
+        return sum(jnp.sum(jnp.square(x - 1)) for x in (*out.logits, *out.deltas))
+
+    expected = jax.jit(jax.grad(loss))(params, levels)
+    whole, by_image = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    placed = jax.device_put((params, levels), (whole, by_image))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.grad(loss), out_shardings=whole).lower(*placed).compile()
+    return {
+        "parameters": [x.size for x in jax.tree.leaves(params)],
+        "collectives": sizes(compiled.as_text()),
+        "error": error(jax.device_get(compiled(*placed)), jax.device_get(expected)),
+    }
+
+
 def largest(tree) -> float:
     """Largest absolute entry."""
     return max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
@@ -115,6 +141,7 @@ def main(*meshes: str) -> None:
         "trained": [x.size for x, trained in pairs if trained],
         "live": [size for name, size in norms if name.endswith("mean") and not re.search("stem|res2_", name)],
         "memory": [x.size for x in jax.tree.leaves(variables["loss_state"])],
+        "shared_head": {dtype: shared_head(jnp.dtype(dtype)) for dtype in ("float32", "bfloat16")},
     }
     print(json.dumps(found))
 

@@ -50,6 +50,17 @@ def test_what_travels_in_a_step_over_data(found):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype, limit", [("float32", 1e-6), ("bfloat16", 0.02)])
+def test_the_gradient_of_a_head_on_several_levels_travels_once(found, dtype, limit):
+    """Not once a level: each parameter of the RPN's head is in the all-reduces once, and the sums are those of one
+    device."""
+    head = found["shared_head"][dtype]
+    assert head["collectives"].keys() == {"all-reduce"}
+    assert sorted(head["collectives"]["all-reduce"]) == sorted(head["parameters"])
+    assert head["error"] < limit
+
+
+@pytest.mark.slow
 def test_fsdp_spreads_the_state(found):
     """Over 4 x 2 devices each holds less than a third. Kernels are gathered, and nothing of the size of the images'
     features is."""
