@@ -29,12 +29,13 @@ from eql_jax.models import build_model, init_model, trainable_mask
 from eql_jax.training import config as config_lib
 from eql_jax.training import hosts
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import Checkpoints, export_parameters, load_for_inference
+from eql_jax.training.checkpoints import Checkpoints
 from eql_jax.training.compatibility import Classes, check_architecture
 from eql_jax.training.compile_cache import enable_compile_cache
 from eql_jax.training.disk import check_writable
 from eql_jax.training.errors import ConfigError
 from eql_jax.training.eval_step import make_detector
+from eql_jax.training.inference_model import export_parameters, load_for_inference
 from eql_jax.training.inputs import load_data, load_validation
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter

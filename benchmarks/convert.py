@@ -24,9 +24,9 @@ from eql_jax.convert.table import detectron2_table, to_detectron2
 from eql_jax.convert.unpickle import write_pickle
 from eql_jax.data.categories import packaged_statistics
 from eql_jax.models import build_model, init_model
-from eql_jax.training.checkpoints import load_for_inference
 from eql_jax.training.compatibility import Classes, flatten
 from eql_jax.training.eval_step import make_detector
+from eql_jax.training.inference_model import load_for_inference
 from eql_jax.training.tail import class_frequencies
 
 

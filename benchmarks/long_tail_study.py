@@ -53,10 +53,10 @@ from eql_jax.data.supershapes import ensure_supershapes
 from eql_jax.evaluation import evaluate
 from eql_jax.losses import tail_ratio
 from eql_jax.training import config as config_lib
-from eql_jax.training.checkpoints import load_for_inference
 from eql_jax.training.compile_cache import enable_compile_cache
 from eql_jax.training.disk import write_atomically
 from eql_jax.training.errors import CheckpointError, UserError
+from eql_jax.training.inference_model import load_for_inference
 from eql_jax.training.inputs import Data, load_data
 
 OF_RUNS = ("steps", "learning_rate")  # fields of Scale that are no setting of the whole study

@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.local_processes import Processes, start  # noqa: E402
-from eql_jax.training import checkpoints as checkpoints_lib  # noqa: E402
+from eql_jax.training import checkpoint_files  # noqa: E402
 from eql_jax.training.hosts import RESTART  # noqa: E402
 
 MINUTE = 60.0
@@ -94,8 +94,8 @@ class Run:
 
     def arrays(self) -> dict[str, Any]:
         """All arrays of the newest checkpoint."""
-        path = checkpoints_lib.find_checkpoint(self.workdir, checkpoint="latest")
-        return checkpoints_lib._restore(path, checkpoints_lib._metadata(path), as_numpy=True)
+        path = checkpoint_files.find_checkpoint(self.workdir, checkpoint="latest")
+        return checkpoint_files.restore(path, checkpoint_files.metadata(path), as_numpy=True)
 
 
 def take_away(

@@ -159,7 +159,7 @@ def _describe_images(batches: EvalBatches, labels: Mapping[int, ClassLabel]) -> 
 def predict(options: argparse.Namespace) -> int:
     """Runs the prediction; returns the number of images it was done on."""
     from eql_jax.models import build_model  # flax takes seconds: after the command line has been looked at
-    from eql_jax.training.checkpoints import load_detector
+    from eql_jax.training.inference_model import load_detector
     from eql_jax.training.tta import make_test_detector
 
     loaded = load_detector(options.workdir, checkpoint=options.checkpoint)

@@ -34,10 +34,10 @@ from eql_jax.data.shapes.plan import long_tail_counts
 from eql_jax.losses import tail_ratio
 from eql_jax.models import build_model
 from eql_jax.training import config as config_lib
-from eql_jax.training.checkpoints import load_for_inference
 from eql_jax.training.compatibility import flatten
 from eql_jax.training.config import load_config
 from eql_jax.training.errors import CheckpointError
+from eql_jax.training.inference_model import load_for_inference
 from eql_jax.training.inputs import load_training
 
 IMAGES = Scale().train_images

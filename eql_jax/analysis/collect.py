@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eql_jax.training.checkpoints import InferenceModel, load_detector
 from eql_jax.training.errors import UserError
+from eql_jax.training.inference_model import InferenceModel, load_detector
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 

@@ -25,10 +25,11 @@ from eql_jax.classification.models import build_classifier, init_classifier
 from eql_jax.data.images import ImageError
 from eql_jax.training import config as config_lib
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import Checkpoints, InferenceModel
+from eql_jax.training.checkpoints import Checkpoints
 from eql_jax.training.compatibility import Classes, check_architecture
 from eql_jax.training.disk import check_writable
 from eql_jax.training.errors import CheckpointError, UserError
+from eql_jax.training.inference_model import InferenceModel
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, summarize

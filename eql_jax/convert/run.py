@@ -22,8 +22,9 @@ from eql_jax.convert.table import Match, detectron2_table, match_tensors, to_det
 from eql_jax.convert.unpickle import write_pickle
 from eql_jax.models import build_model, init_model
 from eql_jax.models.box_head import configured_loss
-from eql_jax.training.checkpoints import Checkpoints, load_detector
+from eql_jax.training.checkpoints import Checkpoints
 from eql_jax.training.compatibility import Classes, flatten
+from eql_jax.training.inference_model import load_detector
 from eql_jax.training.state import TrainState
 from eql_jax.training.tail import class_frequencies
 

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     """Exports as the command line says."""
     from eql_jax.models import build_model  # flax takes seconds: after the command line has been looked at
     from eql_jax.serving.export import export_serving
-    from eql_jax.training.checkpoints import load_detector
+    from eql_jax.training.inference_model import load_detector
     from eql_jax.training.tail import class_frequencies
 
     loaded = load_detector(options.workdir, checkpoint=options.checkpoint)

@@ -1,10 +1,6 @@
-"""Checkpoints in WORKDIR/checkpoints/STEP, written by Orbax in the background; all of Orbax is in this file.
+"""A run's checkpoints: saved by Orbax in the background, kept by a policy, restored onto any devices.
 
-A checkpoint has the items `params`, `batch_stats`, `ema_params`, `loss_state` (the last three when not empty),
-`optimizer` (step and optax state) and `run` (JSON: the config and the classes with their ids, so that a checkpoint
-explains itself). Orbax writes into a temporary directory and renames it (in a bucket, which cannot rename: ends with
-writing commit_success.txt), so that a run killed while saving leaves no half checkpoint behind.
-WORKDIR/checkpoints/evaluations.json holds the metrics of the steps that were evaluated; the best are kept by it.
+`checkpoint_files` says what a checkpoint is made of and reads it; these two files are all that knows of Orbax.
 """
 
 import dataclasses
@@ -12,48 +8,25 @@ import importlib.util
 import json
 import logging
 import time
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.serialization
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from eql_jax.data.files import FilePath, as_path
+from eql_jax.training import checkpoint_files
 from eql_jax.training import config as config_lib
 from eql_jax.training.compatibility import Classes, check_classes, check_config, check_structure
 from eql_jax.training.disk import check_writable, free_space, remove_folder, state_bytes, write_atomically
 from eql_jax.training.errors import CheckpointError, NonFiniteLossError
-from eql_jax.training.parameter_file import SUFFIX, read_parameters, write_parameters
 from eql_jax.training.state import TrainState
 from eql_jax.training.tail import check_columns
 
 LOG = logging.getLogger(__name__)
-BEST_METRICS = ("segm/AP", "bbox/AP", "top1")  # the first that was evaluated; higher is better
-ITEMS = ("params", "batch_stats", "ema_params", "loss_state", "optimizer", "run")
-FORMAT = 1
-
-
-class InferenceModel(NamedTuple):
-    """What prediction and evaluation need: config, classes, NumPy trees of parameters (the average when there is one)
-    and BatchNorm statistics, and the step of the checkpoint; for looking at the loss also its memory, {} without."""
-
-    config: ConfigDict
-    classes: Classes
-    params: Any
-    batch_stats: Any
-    step: int
-    loss_state: Any = types.MappingProxyType({})
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """{'params': .., 'batch_stats': ..}, what `model.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 class _Manager(ocp.CheckpointManager):
@@ -75,7 +48,7 @@ class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
         del context
         steps = [c.step for c in checkpoints]
         rising = sorted(steps)
-        keep = {*rising[-self.latest :], *_rank(steps, self.evaluations)[: self.best]}
+        keep = {*rising[-self.latest :], *checkpoint_files.rank(steps, self.evaluations)[: self.best]}
         if self.every:
             before = [0, *rising[:-1]]
             keep |= {s for s, last in zip(rising, before, strict=True) if s // self.every > last // self.every}
@@ -96,7 +69,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the directory cannot be made or written.
         """
-        self.directory = _checkpoint_dir(workdir)
+        self.directory = checkpoint_files.checkpoint_dir(workdir)
         if str(self.directory).startswith("gs://") and not _is_installed("google.cloud.storage"):
             raise CheckpointError(
                 f"checkpoints in {self.directory} need the package google-cloud-storage, which Orbax asks about the "
@@ -108,7 +81,7 @@ class Checkpoints:
         check_writable(self.directory)
         logging.getLogger("absl").addFilter(_not_orbax_traceback)
         self._remove_leftovers()
-        self.evaluations = _read_evaluations(self.directory)
+        self.evaluations = checkpoint_files.read_evaluations(self.directory)
         self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -160,7 +133,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            if not _is_whole(self.directory / str(step)):
+            if not checkpoint_files.is_whole(self.directory / str(step)):
                 raise OSError(f"{self.directory / str(step)} was not written")
             self.last_save_failed = False
         except Exception as e:  # see save()
@@ -175,18 +148,18 @@ class Checkpoints:
         """
         step = self.latest_step() if step is None else step
         path = self.directory / str(step)
-        run = _read_run(path)
+        run = checkpoint_files.read_run(path)
         check_classes(run["classes"], self.classes, path)
         check_config(run["config"], self.config, path)
         if config_lib.task_of(self.config) == config_lib.DETECTION:
             check_columns(run["config"], run["classes"], self.config, self.classes, path)
-        saved = _metadata(path)
+        saved = checkpoint_files.metadata(path)
         target = {k: v for k, v in _trees(state).items() if k != "ema_params"}
         for item, tree in target.items():
             check_structure(saved.get(item, {}), tree, item=item, path=path)
         if state.ema_params is not None and "ema_params" in saved:
             target["ema_params"] = state.ema_params
-        restored = _restore(path, target)
+        restored = checkpoint_files.restore(path, target)
         blank = flax.serialization.to_state_dict(state.opt_state)
         opt_state = _fill(blank, restored["optimizer"].get("state", {}))
         ema = restored.get("ema_params")
@@ -203,7 +176,7 @@ class Checkpoints:
         )
 
     def record_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes the metrics of a saved step (the best by `BEST_METRICS` are kept) and drops checkpoints not needed."""
+        """Notes the metrics of a saved step and drops checkpoints that are not needed (of the best some are kept)."""
         self.evaluations[step] = {k: float(v) for k, v in metrics.items()}
         if jax.process_index() == 0:
             try:
@@ -229,7 +202,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_KeepLatestAndBest(self.config.checkpoint, self.evaluations),
         )
-        return _Manager(self.directory, options=options, item_names=ITEMS)
+        return _Manager(self.directory, options=options, item_names=checkpoint_files.ITEMS)
 
     def _remove_leftovers(self) -> None:
         """Removes what interrupted and failed saves left. Orbax can do so too, but trips over its own threads when
@@ -239,7 +212,7 @@ class Checkpoints:
         for attempt in range(20):
             left = list(self.directory.glob("*.orbax-checkpoint-tmp*"))
             if not isinstance(self.directory, Path):  # in a bucket half of one has the name of a whole one
-                left += [p for p in self.directory.glob("*") if p.name.isdigit() and not _is_whole(p)]
+                left += [p for p in self.directory.glob("*") if p.name.isdigit() and not checkpoint_files.is_whole(p)]
             for path in left:
                 remove_folder(path)
             if not any(path.exists() for path in left):
@@ -283,87 +256,9 @@ class _Step:
     step: int
 
 
-# ---------------------------------------------------------------------------------------------------- inference
-def load_for_inference(workdir: str | Path, *, checkpoint: str | int = "best") -> InferenceModel:
-    """Reads a checkpoint without knowing its model: as NumPy arrays, on any devices.
-
-    Args:
-        workdir: a run's directory, its `checkpoints` or one checkpoint in it, or a file of `--mode=export` (then
-            `checkpoint` is not read).
-        checkpoint: 'best' (by the first of BEST_METRICS; the newest when none was evaluated), 'latest' or a step.
-
-    Raises:
-        CheckpointError: no such checkpoint, or a damaged one.
-    """
-    if str(workdir).endswith(SUFFIX):
-        file = read_parameters(workdir)
-        config, classes = config_lib.from_json(json.dumps(file.config)), Classes.from_json(file.classes)
-        return InferenceModel(config, classes, file.variables["params"], file.variables["batch_stats"], file.step)
-    path = find_checkpoint(workdir, checkpoint=checkpoint)
-    run = _read_run(path)
-    saved = _metadata(path)
-    weights = "ema_params" if "ema_params" in saved else "params"
-    wanted = {item: saved[item] for item in (weights, "batch_stats", "loss_state") if item in saved}
-    arrays = _restore(path, wanted, as_numpy=True)
-    memory = [arrays.get(item, {}) for item in ("batch_stats", "loss_state")]
-    return InferenceModel(run["config"], run["classes"], arrays[weights], memory[0], int(path.name), memory[1])
-
-
-def load_detector(workdir: str | Path, *, checkpoint: str | int = "best") -> InferenceModel:
-    """`load_for_inference` of a run that trained a detector.
-
-    Raises:
-        CheckpointError: also where the run had another task.
-    """
-    found = load_for_inference(workdir, checkpoint=checkpoint)
-    task = config_lib.task_of(found.config)
-    if task != config_lib.DETECTION:
-        raise CheckpointError(f"{workdir} is of a run with the task {task!r}; expected one of {config_lib.DETECTION!r}")
-    return found
-
-
-def export_parameters(found: InferenceModel, path: str | Path) -> int:
-    """Writes a model as a safetensors file, see `parameter_file`; returns the number of arrays.
-
-    Raises:
-        CheckpointError: the name does not end in .safetensors, or the file cannot be written.
-    """
-    config_json, classes = config_lib.to_json(found.config), dataclasses.asdict(found.classes)
-    return write_parameters(path, found.variables, config_json=config_json, classes=classes, step=found.step)
-
-
-def find_checkpoint(workdir: str | Path, *, checkpoint: str | int = "best") -> FilePath:
-    """Path of a whole checkpoint; arguments and errors as for `load_for_inference`."""
-    workdir = as_path(workdir)
-    if workdir.name.isdigit() and (workdir / "run").is_dir():
-        return workdir
-    directory = workdir if workdir.name == "checkpoints" else _checkpoint_dir(workdir)
-    steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and _is_whole(p))
-    if not steps:
-        raise CheckpointError(
-            f"{workdir} has no checkpoint; expected one in {directory}. Train first, or check --workdir"
-        )
-    if checkpoint == "latest":
-        return directory / str(steps[-1])
-    if checkpoint == "best":
-        ranked = _rank(steps, _read_evaluations(directory))
-        return directory / str(ranked[0] if ranked else steps[-1])
-    if not str(checkpoint).isdigit() or int(checkpoint) not in steps:
-        raise CheckpointError(
-            f"{directory} has no checkpoint {checkpoint!r}; expected 'best', 'latest' or one of {steps}"
-        )
-    return directory / str(int(checkpoint))
-
-
-# ---------------------------------------------------------------------------------------------------- layout
 def _not_orbax_traceback(record: logging.LogRecord) -> bool:
     """False for the pages of traceback that Orbax's threads log about a failed save; `_failed` says it in one line."""
     return not (record.exc_info and "orbax" in record.pathname)
-
-
-def _checkpoint_dir(workdir: str | Path) -> FilePath:
-    workdir = as_path(workdir)
-    return (workdir.absolute() if isinstance(workdir, Path) else workdir) / "checkpoints"
 
 
 def _is_installed(module: str) -> bool:
@@ -371,31 +266,6 @@ def _is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # not even what it is a part of
         return False
-
-
-def _is_whole(path: FilePath) -> bool:
-    """Whether there is a checkpoint that was written to its end."""
-    return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
-
-
-def _read_evaluations(directory: FilePath) -> dict[int, dict[str, float]]:
-    path = directory / "evaluations.json"
-    if not path.is_file():
-        return {}
-    try:
-        return {int(step): metrics for step, metrics in json.loads(path.read_text()).items()}
-    except (ValueError, AttributeError) as e:
-        raise CheckpointError(f"{path} is not what this package writes ({e}); remove it to go on without") from e
-
-
-def _rank(steps: Sequence[int], evaluations: Mapping[int, Mapping[str, float]]) -> list[int]:
-    """Evaluated steps, best first; of equal ones the newer first; without a finite metric not at all."""
-    scores = {s: _score(evaluations[s]) for s in steps if s in evaluations}
-    return sorted((s for s in scores if np.isfinite(scores[s])), key=lambda s: (scores[s], s), reverse=True)
-
-
-def _score(metrics: Mapping[str, float]) -> float:
-    return next((metrics[name] for name in BEST_METRICS if name in metrics), np.nan)
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
@@ -426,56 +296,7 @@ def _fill(template: Any, pruned: Any) -> Any:
 
 
 def _items(state: TrainState, config: ConfigDict, classes: Classes) -> dict[str, Any]:
-    run = {"format": FORMAT, "config": json.loads(config_lib.to_json(config)), "classes": dataclasses.asdict(classes)}
+    saved = json.loads(config_lib.to_json(config))
+    run = {"format": checkpoint_files.FORMAT, "config": saved, "classes": dataclasses.asdict(classes)}
     items = {name: ocp.args.PyTreeSave(tree) for name, tree in _trees(state).items()}
     return items | {"run": ocp.args.JsonSave(run)}
-
-
-def _reader() -> ocp.Checkpointer:
-    trees = {item: ocp.PyTreeCheckpointHandler() for item in ITEMS if item != "run"}
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**trees, run=ocp.JsonCheckpointHandler()))
-
-
-def _read_run(path: FilePath) -> dict[str, Any]:
-    """{'config': ConfigDict, 'classes': Classes} of a checkpoint."""
-    try:
-        with _reader() as reader:
-            run = reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        if run["format"] != FORMAT:
-            raise ValueError(f"format {run['format']}; this version reads format {FORMAT}")
-        classes = Classes.from_json(run["classes"])
-        return {"config": config_lib.from_json(json.dumps(run["config"])), "classes": classes}
-    except Exception as e:  # whatever Orbax and JSON make of a damaged file
-        raise _damaged(path, e) from e
-
-
-def _metadata(path: FilePath) -> dict[str, Any]:
-    """{item: nested dict of array metadata (shape, dtype)} of the items that hold arrays."""
-    try:
-        with _reader() as reader:
-            found = reader.metadata(path).item_metadata
-        return {item: found[item].tree for item in ITEMS if item != "run" and found.get(item) is not None}
-    except Exception as e:
-        raise _damaged(path, e) from e
-
-
-def _restore(path: FilePath, target: Mapping[str, Any], *, as_numpy: bool = False) -> dict[str, Any]:
-    """Reads items into trees like `target`: on the devices of its arrays, or as NumPy."""
-
-    def how(leaf):
-        if as_numpy:
-            return ocp.RestoreArgs(restore_type=np.ndarray)
-        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
-
-    args = {k: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(how, tree)) for k, tree in target.items()}
-    try:
-        with _reader() as reader:
-            found = reader.restore(path, args=ocp.args.Composite(**args))
-        return {item: found[item] for item in target}
-    except Exception as e:
-        raise _damaged(path, e) from e
-
-
-def _damaged(path: FilePath, error: Exception) -> CheckpointError:
-    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return CheckpointError(f"checkpoint {path} cannot be read ({reason}). Remove that directory to use an older one")

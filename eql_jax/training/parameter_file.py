@@ -5,7 +5,7 @@ safetensors has it: `format` ('eql_jax'), `version`, `step`, and as JSON `classe
 training counts by class index) and `config`.
 
     from safetensors.numpy import load_file  # elsewhere: plain arrays by name
-    found = eql_jax.training.checkpoints.load_for_inference("model.safetensors")  # here: as from a checkpoint
+    found = eql_jax.training.inference_model.load_for_inference("model.safetensors")  # here: as from a checkpoint
 """
 
 import json

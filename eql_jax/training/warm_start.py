@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from eql_jax.losses import padded_count
 from eql_jax.training import config as config_lib
-from eql_jax.training.checkpoints import load_for_inference
 from eql_jax.training.compatibility import Classes, flatten
 from eql_jax.training.config import differences
 from eql_jax.training.errors import CheckpointError, ConfigError
+from eql_jax.training.inference_model import load_for_inference
 from eql_jax.training.optimizer import parameter_path
 from eql_jax.training.state import TrainState
 from eql_jax.training.tail import check_columns

@@ -9,9 +9,9 @@ import pytest
 from eql_jax.analysis import examples
 from eql_jax.analysis.collect import ClassAP, Evaluation, Run
 from eql_jax.data.annotations import load_annotations
-from eql_jax.training.checkpoints import InferenceModel
 from eql_jax.training.compatibility import Classes
 from eql_jax.training.errors import UserError
+from eql_jax.training.inference_model import InferenceModel
 from tests.analysis.runs import make_data
 
 NAN = np.nan

@@ -10,9 +10,9 @@ import pytest
 from eql_jax.analysis.collect import Run
 from eql_jax.analysis.model_pass import make_classifier, make_probe
 from eql_jax.models import init_model
-from eql_jax.training.checkpoints import InferenceModel
 from eql_jax.training.compatibility import Classes
 from eql_jax.training.errors import UserError
+from eql_jax.training.inference_model import InferenceModel
 from eql_jax.training.train_step import image_keys
 from tests.analysis.runs import random_tree
 from tests.models.test_mask_rcnn import C4, CASCADE, K, tiny_batch, tiny_config

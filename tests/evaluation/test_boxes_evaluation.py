@@ -11,7 +11,7 @@ from eql_jax.data.annotations import load_annotations
 from eql_jax.data.categories import class_statistics
 from eql_jax.evaluation.results import load_results
 from eql_jax.evaluation.run import metric_names, run_evaluation
-from eql_jax.training import checkpoints, tta
+from eql_jax.training import checkpoint_files, tta
 from tests.evaluation import test_predict
 from tests.evaluation.test_run import CONFIG, Batches, dataset, perfect_detector
 
@@ -107,6 +107,6 @@ def test_image_info_whose_annotations_have_no_masks(model, images, tmp_path):
 def test_best_checkpoint_by_box_ap():
     """By mask AP where there is one, else by box AP; a step whose AP is not finite is no candidate."""
     boxes = {10: {"bbox/AP": 0.2}, 20: {"bbox/AP": 0.4}, 30: {"bbox/AP": 0.3}, 40: {"bbox/AP": float("nan")}}
-    assert checkpoints._rank([10, 20, 30, 40, 50], boxes) == [20, 30, 10]
+    assert checkpoint_files.rank([10, 20, 30, 40, 50], boxes) == [20, 30, 10]
     both = {10: {"bbox/AP": 0.2, "segm/AP": 0.3}, 20: {"bbox/AP": 0.4, "segm/AP": 0.1}}
-    assert checkpoints._rank([10, 20], both) == [10, 20]
+    assert checkpoint_files.rank([10, 20], both) == [10, 20]

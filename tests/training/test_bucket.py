@@ -12,9 +12,11 @@ from eql_jax.evaluation.work_folder import WorkFolder
 from eql_jax.training import checkpoints as checkpoints_lib
 from eql_jax.training import config as config_lib
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import Checkpoints, find_checkpoint, load_for_inference
+from eql_jax.training.checkpoint_files import find_checkpoint
+from eql_jax.training.checkpoints import Checkpoints
 from eql_jax.training.disk import check_writable, free_space, write_atomically
 from eql_jax.training.errors import CheckpointError
+from eql_jax.training.inference_model import load_for_inference
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.parameter_file import read_parameters, write_parameters
 from tests.training import fake_bucket, toy

@@ -19,12 +19,13 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from eql_jax.training import checkpoints as checkpoints_lib
-from eql_jax.training import disk, run_dir
+from eql_jax.training import checkpoint_files, disk, run_dir
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import Checkpoints, find_checkpoint, load_detector, load_for_inference
+from eql_jax.training.checkpoint_files import find_checkpoint
+from eql_jax.training.checkpoints import Checkpoints
 from eql_jax.training.compatibility import Classes
 from eql_jax.training.errors import CheckpointError, ConfigError
+from eql_jax.training.inference_model import load_detector, load_for_inference
 from eql_jax.training.state import create_state
 from eql_jax.training.warm_start import init_from
 from tests.training import toy
@@ -401,5 +402,5 @@ def test_the_layout_on_disk(tmp_path):
         checkpoints.save(random_state(config))
         checkpoints.record_evaluation(7, {"segm/AP": 0.25})
     items = {p.name for p in (tmp_path / "checkpoints" / "7").iterdir() if p.is_dir()}
-    assert items == set(checkpoints_lib.ITEMS)
+    assert items == set(checkpoint_files.ITEMS)
     assert json.loads((tmp_path / "checkpoints" / "evaluations.json").read_text()) == {"7": {"segm/AP": 0.25}}

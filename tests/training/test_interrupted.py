@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import local_processes
-from eql_jax.training import checkpoints as checkpoints_lib
+from eql_jax.training import checkpoint_files
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
@@ -70,7 +70,7 @@ def finish(process):
 def arrays(workdir):
     """Everything that the checkpoint of the last step holds, as NumPy arrays by item and path."""
     path = workdir / "checkpoints" / str(STEPS)
-    restored = checkpoints_lib._restore(path, checkpoints_lib._metadata(path), as_numpy=True)
+    restored = checkpoint_files.restore(path, checkpoint_files.metadata(path), as_numpy=True)
     assert {"params", "batch_stats", "ema_params", "optimizer"} == restored.keys()
     return restored
 

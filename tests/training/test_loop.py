@@ -14,8 +14,8 @@ import pytest
 
 from eql_jax.training import checkpoints as checkpoints_lib
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import load_for_inference
 from eql_jax.training.errors import CheckpointError, ConfigError, NonFiniteLossError
+from eql_jax.training.inference_model import load_for_inference
 from eql_jax.training.metrics import MetricWriter
 from tests.training import toy
 

@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import Checkpoints, export_parameters, load_for_inference
+from eql_jax.training.checkpoints import Checkpoints
 from eql_jax.training.errors import CheckpointError
+from eql_jax.training.inference_model import export_parameters, load_for_inference
 from eql_jax.training.warm_start import init_from
 from tests.training import toy
 

@@ -18,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from configs import base
 from eql_jax.training import config as config_lib
-from eql_jax.training.checkpoints import Checkpoints, load_for_inference
+from eql_jax.training.checkpoints import Checkpoints
 from eql_jax.training.errors import ConfigError
+from eql_jax.training.inference_model import load_for_inference
 from eql_jax.training.mesh import to_local_devices
 from eql_jax.training.sharding import gathered, partition_spec, tree_shardings, whole_over_data, with_fsdp
 from eql_jax.training.state import create_state

@@ -14,7 +14,8 @@ import optax
 
 from configs import base
 from eql_jax.training import mesh as mesh_lib
-from eql_jax.training.checkpoints import Checkpoints, Classes
+from eql_jax.training.checkpoints import Checkpoints
+from eql_jax.training.compatibility import Classes
 from eql_jax.training.loop import train
 from eql_jax.training.metrics import MetricWriter
 from eql_jax.training.optimizer import make_optimizer, update_ema
