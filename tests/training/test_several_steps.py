@@ -61,7 +61,7 @@ def trained(config, batches, mesh, *, per_call):
     return jax.device_get(state), jax.tree.map(lambda *m: np.concatenate(m), *found)
 
 
-@pytest.mark.parametrize("fields, limit", [({}, 1e-6), ({"mesh.fsdp": True, "train.reduce_dtype": "bfloat16"}, 1e-4)])
+@pytest.mark.parametrize("fields, limit", [({}, 1e-6), ({"mesh.fsdp": True, "train.reduce_dtype": "bfloat16"}, 5e-4)])
 def test_two_steps_a_call_are_two_steps(fields, limit):
     """On 2 x 2 devices with the classifier spread over two, and with accumulation; also with the state spread over the
     other two and sums of gradients rounded, where a last bit of float32 can be one of bfloat16."""
