@@ -2,6 +2,7 @@
 
     python benchmarks/bf16.py --out runs/bf16
     python benchmarks/bf16.py --out runs/bf16 --steps 300 --batch 8
+    python benchmarks/bf16.py --out runs/bf16 --steps 300 --init_from runs/supershapes_tiny     # AP worth comparing
 
 Three runs of train.py with configs/supershapes_tiny.py, shortened to --steps: float32, bfloat16, and float32 from the
 next seed, which shows how far two runs lie apart that differ in nothing but chance. A line of JSON for each: `loss`,
@@ -63,6 +64,7 @@ def run(workdir: pathlib.Path, data: pathlib.Path, dtype: str, seed: int, args: 
         "log.tensorboard": False,
         "checkpoint.every": args.steps,
         "eval.pictures": 0,
+        "train.init_from": args.init_from,
     }
     command = [sys.executable, ROOT / "train.py", f"--config={ROOT / 'configs' / 'supershapes_tiny.py'}"]
     command += [f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items())]
@@ -79,15 +81,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--val_images", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init_from", default="", metavar="DIR", help="trained weights that all three runs start from")
     parser.add_argument("--window", type=int, default=20, help="steps that a loss is averaged over")
     args = parser.parse_args(argv)
     if not 1 <= args.window <= args.steps:
         parser.error(f"--window is {args.window}; expected 1 to --steps, {args.steps}")
     out = args.out.resolve()
     data = out / f"data_{args.steps * args.batch}_{args.val_images}"
+    args.init_from = str(pathlib.Path(args.init_from).resolve()) if args.init_from else ""
     reference = None
     for dtype, seed in (("float32", args.seed), ("bfloat16", args.seed), ("float32", args.seed + 1)):
-        workdir = out / f"{dtype}_{args.batch}x{args.steps}_seed{seed}"
+        start = "_from_weights" if args.init_from else ""
+        workdir = out / f"{dtype}_{args.batch}x{args.steps}_seed{seed}{start}"
         if read_run(workdir, args.steps) is None:
             run(workdir, data, dtype, seed, args)
         found = read_run(workdir, args.steps)
@@ -95,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"{workdir} was stopped before its end; the same command goes on with it")
         losses, final = found
         row = {"benchmark": "bf16", "dtype": dtype, "seed": seed, "steps": args.steps, "batch": args.batch}
-        row |= {"window": args.window, "loss": float(smoothed(losses, args.window)[-1])}
+        row |= {"init_from": args.init_from, "window": args.window, "loss": float(smoothed(losses, args.window)[-1])}
         row |= {name: final[name] for name in ("bbox/AP", "segm/AP", "bbox/AP50", "segm/AP50") if name in final}
         if reference is None:
             reference = losses
