@@ -9,7 +9,7 @@ from PIL import Image
 from configs.base import get_config
 from eql_jax import predict
 from eql_jax.evaluation import load_results
-from eql_jax.training import checkpoints, tta
+from eql_jax.training import inference_model, tta
 from eql_jax.training.compatibility import Classes
 
 
@@ -31,8 +31,8 @@ def model(monkeypatch):
         config.data.buckets = ((64, 64),)
         config.data.eval_shorter_side = config.data.longest_side = 64
         config.data.workers = 2
-    loaded = checkpoints.InferenceModel(config, Classes((3, 8), ("apple", "pear"), ("r", "f")), {}, {}, 12)
-    monkeypatch.setattr(checkpoints, "load_for_inference", lambda path, checkpoint="best": loaded)
+    loaded = inference_model.InferenceModel(config, Classes((3, 8), ("apple", "pear"), ("r", "f")), {}, {}, 12)
+    monkeypatch.setattr(inference_model, "load_for_inference", lambda path, checkpoint="best": loaded)
     monkeypatch.setattr(tta, "make_test_detector", lambda model, config: detector)
 
 

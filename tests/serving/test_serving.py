@@ -19,7 +19,7 @@ from eql_jax.serving import ServingError, load_serving
 from eql_jax.serving import __main__ as command
 from eql_jax.serving.export import export_serving
 from eql_jax.serving.function import make_serving_function
-from eql_jax.training import checkpoints
+from eql_jax.training import inference_model
 from tests.serving.tiny import CANVAS, CLASSES, FILES, SIZE, tiny_config, tiny_images, tiny_model
 
 PACKAGE = Path(__file__).parents[2] / "eql_jax" / "serving"
@@ -244,8 +244,8 @@ def test_all_models_can_be_served(changes):
 
 def test_command(detector, tmp_path, monkeypatch, capsys):
     config, _, variables = detector
-    loaded = checkpoints.InferenceModel(config, CLASSES, variables["params"], variables["batch_stats"], 12)
-    monkeypatch.setattr(checkpoints, "load_for_inference", lambda path, checkpoint="best": loaded)
+    loaded = inference_model.InferenceModel(config, CLASSES, variables["params"], variables["batch_stats"], 12)
+    monkeypatch.setattr(inference_model, "load_for_inference", lambda path, checkpoint="best": loaded)
     arguments = ["--workdir=run", f"--out={tmp_path / 'out'}"]
     assert command.main([*arguments, "--canvas", "80", "100", "--candidates", "20", "--resized"]) == 0
     assert "step 12, batches of 1 images of up to 64 x 64" in capsys.readouterr().out
