@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import aot
+from benchmarks import aot, slices
 from eql_jax.training.errors import UserError
 
 
@@ -81,12 +81,12 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "--kept is of training and finds no largest batch; expected neither --sweep nor --mode inference"
         )
-    chip = aot.chip_of(args.topology)
+    chip = slices.chip_of(args.topology)
     limit = args.limit_gib if args.limit_gib is not None else chip.hbm_gib if chip else None
     if args.sweep and limit is None:
         raise UserError(f"--sweep needs --limit-gib: the memory of {args.topology!r} is not known")
-    aot.prepare_environment(args.topology, args.mesh)
-    mesh = aot.mesh_over(aot.find_devices(args.topology), args.mesh)
+    slices.prepare_environment(args.topology, args.mesh)
+    mesh = slices.mesh_over(slices.find_devices(args.topology), args.mesh)
 
     import jax
 

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import aot, hlo
+from benchmarks import aot, hlo, slices
 from eql_jax.training.errors import UserError
 
 NARROW = tuple(
@@ -74,7 +74,7 @@ def measure(setting: aot.Setting, name: str, mesh, *, config_file: str, override
         "collective_bytes": sum(found["bytes"] for found in collectives.values()),
         "memory_bytes": aot.memory_row(compiled)["total"],
     }
-    chip = aot.chip_of(name)
+    chip = slices.chip_of(name)
     if chip and chip.interconnect:
         seconds = communication_seconds(collectives, mesh.shape["data"], chip.interconnect)
         row |= {"modelled": True, "communication_seconds_modelled": seconds}
@@ -114,15 +114,15 @@ def run(args: argparse.Namespace) -> None:
     sizes = {}
     for name in args.slices:
         found = re.fullmatch(r"cpu:([1-9]\d*)", name)
-        if not found and aot.chip_of(name) is None:
-            raise UserError(f"--slices has {name!r}; expected cpu:N or TPU slices such as {aot.EXAMPLES}")
+        if not found and slices.chip_of(name) is None:
+            raise UserError(f"--slices has {name!r}; expected cpu:N or TPU slices such as {slices.EXAMPLES}")
         sizes[name] = int(found[1]) if found else 0
-    aot.prepare_environment("cpu", {"data": max(1, *sizes.values()), "model": 1})
+    slices.prepare_environment("cpu", {"data": max(1, *sizes.values()), "model": 1})
     # All slices first: a name that is wrong should not be found out after an hour.
     meshes = {}
     for name, size in sizes.items():
-        devices = aot.find_devices("cpu")[:size] if size else aot.find_devices(name)
-        meshes[name] = aot.mesh_over(devices, args.mesh)
+        devices = slices.find_devices("cpu")[:size] if size else slices.find_devices(name)
+        meshes[name] = slices.mesh_over(devices, args.mesh)
     overrides = args.overrides if args.full else [*NARROW, *args.overrides]
     rows = []
     for name, mesh in meshes.items():
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--slices", nargs="+", default=SLICES, help=f"cpu:N, or TPU slices such as {aot.EXAMPLES}")
+    parser.add_argument("--slices", nargs="+", default=SLICES, help=f"cpu:N, or TPU slices such as {slices.EXAMPLES}")
     parser.add_argument("--full", action="store_true", help="the config as it is, not a narrow model")
 
 

@@ -29,13 +29,13 @@ from collections.abc import Mapping
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import aot, hlo
+from benchmarks import aot, hlo, slices
 from eql_jax.training.errors import UserError
 
 TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 
 
-def modelled_seconds(cost: Mapping[str, float], cycles: int, chip: aot.Chip) -> dict[str, object]:
+def modelled_seconds(cost: Mapping[str, float], cycles: int, chip: slices.Chip) -> dict[str, object]:
     """Seconds of one step by the compiler's cost analysis, or by cycles where that has none.
 
     An operation that the analysis does not know counts -1, so the whole seconds below the sum are their number if all
@@ -51,7 +51,7 @@ def modelled_seconds(cost: Mapping[str, float], cycles: int, chip: aot.Chip) -> 
     return row | {"seconds_modelled": cycles / chip.clock, "seconds_from": "estimated_cycles / clock"}
 
 
-def describe(text: str, cost: Mapping[str, float], setting: aot.Setting, chip: aot.Chip, *, top: int) -> dict:
+def describe(text: str, cost: Mapping[str, float], setting: aot.Setting, chip: slices.Chip, *, top: int) -> dict:
     """The row of a compiled programme, but for memory.
 
     Args:
@@ -107,7 +107,7 @@ def _who(o: hlo.Operation) -> dict[str, object]:
 
 def measure(setting: aot.Setting, topology: str, mesh, args: argparse.Namespace) -> dict[str, object]:
     """Compiles one setting for one slice and describes it."""
-    chip = aot.chip_of(topology)
+    chip = slices.chip_of(topology)
     row = {
         "benchmark": "tpu_aot",
         "modelled": True,
@@ -140,16 +140,16 @@ def run(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise UserError(f"--top is {args.top}; expected at least 1")
     for topology in args.topology:
-        if aot.chip_of(topology) is None:
-            raise UserError(f"--topology is {topology!r}; expected TPU slices such as {aot.EXAMPLES}")
+        if slices.chip_of(topology) is None:
+            raise UserError(f"--topology is {topology!r}; expected TPU slices such as {slices.EXAMPLES}")
     if args.save:
         try:
             pathlib.Path(args.save).mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise UserError(f"--save: {e}") from e
-    aot.prepare_environment(args.topology[0], args.mesh)
+    slices.prepare_environment(args.topology[0], args.mesh)
     # All slices first: a name that is wrong should not be found out after an hour.
-    meshes = {t: aot.mesh_over(aot.find_devices(t), args.mesh) for t in args.topology}
+    meshes = {t: slices.mesh_over(slices.find_devices(t), args.mesh) for t in args.topology}
     todo = [(t, m, s) for t, m in meshes.items() for s in aot.settings(args, args.mode, m.shape["data"])]
 
     import importlib.metadata
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--topology", nargs="+", default=TOPOLOGIES, help=f"TPU slices such as {aot.EXAMPLES}")
+    parser.add_argument("--topology", nargs="+", default=TOPOLOGIES, help=f"TPU slices such as {slices.EXAMPLES}")
     parser.add_argument("--mode", nargs="+", default=aot.MODES, choices=aot.MODES)
     parser.add_argument("--top", type=int, default=10, help="operations to list")
     parser.add_argument("--save", default="", metavar="DIR", help="keep HLO text and costs there")

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from benchmarks import aot, memory, rows, tpu_aot
+from benchmarks import aot, memory, rows, slices, tpu_aot
 from eql_jax.training.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def test_meshes_that_make_no_sense(text):
     ],
 )
 def test_arguments_that_make_no_sense(words, message, capsys, monkeypatch):
-    monkeypatch.setattr(aot, "prepare_environment", lambda *_: None)  # it would change the tests' own environment
+    monkeypatch.setattr(slices, "prepare_environment", lambda *_: None)  # it would change the tests' own environment
     with pytest.raises(SystemExit) as stop:
         memory.main(words.split())
     assert stop.value.code == 2
@@ -103,7 +103,7 @@ def test_arguments_of_tpu_aot_that_make_no_sense(words, message, capsys):
 def test_what_to_install_without_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "jax\[tpu\]"'):
-        aot.find_devices("v5e:2x4")
+        slices.find_devices("v5e:2x4")
 
 
 def test_overrides_of_the_config():
@@ -128,7 +128,7 @@ def test_combinations_of_settings():
 
 def test_batch_that_does_not_divide_by_the_accumulation():
     setting = aot.Setting("train", (64, 64), 5, "float32", 3)
-    mesh = aot.mesh_over(aot.find_devices("present")[:1], {"data": 1, "model": 1})
+    mesh = slices.mesh_over(slices.find_devices("present")[:1], {"data": 1, "model": 1})
     with pytest.raises(UserError, match="3 images on each device; expected a multiple of .*, 2"):
         aot.compile_setting(setting, mesh, overrides=["--config.train.gradient_accumulation=2"])
     with pytest.raises(UserError, match="steps_per_call is 4; expected 1"):
@@ -164,7 +164,7 @@ def test_memory_that_the_compiler_missed():
 
 
 def test_modelled_seconds():
-    chip = aot.Chip(hbm_gib=16, flops=1e12, bandwidth=1e11, clock=1e9)
+    chip = slices.Chip(hbm_gib=16, flops=1e12, bandwidth=1e11, clock=1e9)
     small = {"flops": 1e10, "bytes accessed": 1e9}  # 10 ms and 10 ms
     seconds = lambda raw, cost=small: tpu_aot.modelled_seconds(cost | {"optimal_seconds": raw}, 5_000_000, chip)  # noqa: E731
     assert seconds(0.015) == {
@@ -193,7 +193,7 @@ def test_description_of_a_programme():
         "  %s.1 = f32[4]{0} sort(%p)\n}\n"
     )
     setting = aot.Setting("train", (64, 64), 5, "bfloat16", 8)
-    chip = aot.Chip(hbm_gib=16, flops=1e12, bandwidth=1e11, clock=1e9)
+    chip = slices.Chip(hbm_gib=16, flops=1e12, bandwidth=1e11, clock=1e9)
     cost = {"flops": 2e10, "bytes accessed": 1e9, "optimal_seconds": 0.04}
     row = tpu_aot.describe(text, cost, setting, chip, top=2)
     assert row["limit_seconds_modelled"] == {"flops": 0.02, "bytes": 0.01}
@@ -211,7 +211,7 @@ def test_description_of_a_programme():
 def test_remat_keeps_less_for_the_gradient():
     """Without remat at least the input of the second convolution of every block that is not frozen."""
     setting = aot.Setting("train", (64, 64), 5, "float32", 1)
-    mesh = aot.mesh_over(aot.find_devices("present")[:1], {"data": 1, "model": 1})
+    mesh = slices.mesh_over(slices.find_devices("present")[:1], {"data": 1, "model": 1})
     words = [w for w in TINY if w.startswith("--config")]
     kept, anew = (
         aot.kept_bytes(setting, mesh, overrides=[*words, f"--config.train.remat={remat}"]) for remat in (False, True)
