@@ -1,11 +1,11 @@
-"""Supershapes on two CPU cores: a small Mask R-CNN with EQL, trained from scratch in a few minutes.
+"""Supershapes on two CPU cores: a small Mask R-CNN with EQL, trained from scratch.
 
     python train.py --config=configs/supershapes_tiny.py --workdir=runs/supershapes_tiny
 
 makes the data set (40 classes with LVIS's long tail), trains, evaluates with the LVIS protocol and draws pictures.
 
 No published figure: the data set is made here. What was measured: docs/results.md.
-Hardware: two CPU cores, about 12 minutes.
+Hardware: two CPU cores, about 10 minutes.
 """
 
 from configs import base

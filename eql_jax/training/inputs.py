@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -104,7 +105,13 @@ def _load(config: ConfigDict, paths: Mapping[str, str], split: str) -> Annotatio
         )
     if not images and needs_images(where):
         raise ConfigError(f"config.data.{split}_images is empty; expected the folder of the images of {where}")
-    annotations = open_annotations(where, images, strict=config.data.strict, masks=config.model.with_mask)
+    try:
+        annotations = open_annotations(where, images, strict=config.data.strict, masks=config.model.with_mask)
+    except FileNotFoundError as e:
+        raise ConfigError(
+            f"{e}; config.data.{split}_annotations is {where!r}, config.data.{split}_images {images!r}, and relative "
+            f"paths start at {Path.cwd()}"
+        ) from e
     summary = annotations.report.summary()
     LOG.info("%s: %d images, %d classes", annotations.raw, len(annotations.images), annotations.num_classes)
     if summary:

@@ -120,6 +120,7 @@ def train(
             if step > 0 and step not in checkpoints.evaluations and _is_due(step, config.eval.every, total):
                 save_and_evaluate()  # an earlier run was killed while it evaluated this step
             if step < total:
+                writer.message("compiling the training step, which can take minutes")
                 batches = stack.enter_context(Prefetcher(make_batches(step), mesh, size=config.data.prefetch))
             started = time.monotonic()
             start = step

@@ -56,6 +56,14 @@ def test_nothing_named(written):
         load_training(config_of("tfds:coco/train"))
 
 
+def test_paths_that_lead_nowhere(written):
+    """The message has the fields of the config, and where relative paths start."""
+    with pytest.raises(ConfigError, match="folder nowhere does not exist.*data.train_images 'nowhere'.*start at /"):
+        load_training(config_of(written[0], "nowhere"))
+    with pytest.raises(ConfigError, match="none.json.*config.data.train_annotations is 'none.json'"):
+        load_training(config_of("none.json", written[1]))
+
+
 def test_more_groups_than_classes(written):
     """Known before training, not at the first evaluation."""
     config = config_of(*written)
