@@ -8,8 +8,8 @@ The training step is compiled for each slice with the same number of images on e
 (`pip install "jax[tpu]"`) and no TPU; cpu:N are virtual devices. Nothing is run. One line of JSON for each slice as it
 is done, then a table, and how far the figures of slices of eight devices and more lie apart.
 
-By default the model is narrow and its images are small (see NARROW), because a full one takes the compiler ten to
-twenty minutes of one core for each slice: how figures change with devices is then shown, not how large they are.
+By default the model is narrow and its images are small (see NARROW), because a full one takes the compiler four
+to ten minutes of one core for each slice: how figures change with devices is then shown, not how large they are.
 `--full` takes the config as it is.
 
 - FLOPs, bytes of memory: the compiler's cost analysis, per device.
