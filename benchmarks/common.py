@@ -9,6 +9,7 @@ import ast
 import datetime
 import functools
 import json
+import math
 import os
 import pathlib
 import resource
@@ -238,9 +239,11 @@ def report(row: dict[str, object]) -> None:
 
 
 def rounded(value: object) -> object:
-    """Numbers with four decimals, or where that is less, five digits; anything else as it is."""
+    """Numbers with four decimals, or where that is less, five digits; None for NaN and infinity, which JSON lacks."""
     if not isinstance(value, float):
         return value
+    if not math.isfinite(value):
+        return None
     return round(value, 4) if abs(value) >= 1 else float(f"{value:.5g}")
 
 

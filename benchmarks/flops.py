@@ -7,7 +7,8 @@ Two counts, since neither is enough:
   once.
 - `matmul_flops`: two for each multiplication in convolutions and matmuls, counted in the traced programme, before any
   compiler. Scans count their length; loops without a known length count once; of a condition's branches the dearest
-  counts. Padding counts as image; zeros between the rows of a strided convolution's gradient do not.
+  counts. What rematerialisation computes again counts again. Padding counts as image; zeros between the rows of a
+  strided convolution's gradient do not.
 
 The utilisation takes the second, on every backend: it says how near the arithmetic is to the chip's matrix units.
 """

@@ -55,9 +55,13 @@ def table(results: list[dict]) -> str:
 def _line(row: Row, known: dict[str, dict]) -> str:
     name = f"{row.batch}, {row.dtype}, {row.size[0]} x {row.size[1]}, {row.classes}"
     name += f", `{' '.join(row.options)}`" if row.options else ""
-    ours = known.get(row.name) or known.get(dataclasses.replace(row, breakdown=True).name, {})
+    # A row and its breakdown are the same measurement: either will do, better one that came to its end.
+    both = [known.get(r.name, {}) for r in (row, dataclasses.replace(row, breakdown=True))]
+    ours = next((r for r in both if "images_per_second" in r), both[0] or both[1])
     peer = dataclasses.replace(row, peer=True)
     theirs = known.get(peer.name, {})
+    if "loss" in ours and ours["loss"] is None:
+        name += " (loss not finite)"
     if "images_per_second" in ours:
         mfu = "" if ours["mfu"] is None else f"{ours['mfu']:.1%}"
         cells = [f"{ours['images_per_second']:.1f}", f"{ours['seconds'] * 1e3:.1f}", f"{ours['peak_gib']:.2f}"]

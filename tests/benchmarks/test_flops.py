@@ -1,10 +1,12 @@
 """FLOPs counted by hand, and their share of a chip's peak."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import flops
+from benchmarks import common, flops
 
 
 def count(fn, *shapes):
@@ -65,3 +67,7 @@ def test_utilisation():
     assert found["mfu_note"] == "of 989 TFLOP/s, data sheet"
     unknown = flops.utilisation(1e12, 0.5, device_kind="toaster", dtype="bfloat16")
     assert unknown == {"mfu": None, "mfu_note": "no peak known of 'toaster' in bfloat16"}
+
+
+def test_numbers_of_a_row_are_numbers_of_json():
+    assert [common.rounded(x) for x in (1.23456, 1.23456e-7, math.nan, -math.inf)] == [1.2346, 1.2346e-7, None, None]

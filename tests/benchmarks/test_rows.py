@@ -140,6 +140,16 @@ def test_table(tmp_path):
     assert "| 4, bfloat16, 800 x 1344, 1203 | failed |" in full
 
 
+def test_table_with_a_breakdown_in_place_of_a_row_that_failed_and_a_loss_that_diverged():
+    measured = {"images_per_second": 70.0, "seconds": 0.1143, "peak_gib": 20.5, "compile_seconds": 61.2, "mfu": None}
+    results = [
+        {"row": FIRST.name, "error": "out of memory"},
+        {"row": dataclasses.replace(FIRST, breakdown=True).name, "loss": None} | measured,
+    ]
+    full = gpu_session.table(results)
+    assert "| 8, bfloat16, 800 x 1344, 1203 (loss not finite) | 70.0 | 114.3 | 20.50 | 61 |" in full
+
+
 def test_docs_have_every_row():
     text = (rows.HERE.parent / "docs" / "performance.md").read_text()
     for line in gpu_session.table([]).splitlines():
