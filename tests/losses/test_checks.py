@@ -1,5 +1,7 @@
 """Wrong arguments of the losses: a ValueError names the argument and the shapes, where values can be seen."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,16 @@ def test_nan_is_found_outside_jit_and_under_grad_but_not_in_padding(name):
         with pytest.raises(ValueError, match=expected):
             call(logits, LABELS)
     assert np.isnan(jax.jit(loss)(logits, LABELS))
+
+
+def test_nan_in_an_element_without_weight():
+    """Told outside jit all the same; inside it counts as little as any other number there."""
+    logits = np.zeros((2, 3), np.float32)
+    logits[0, 0] = np.nan  # a tail class in the row of another class's object
+    loss = functools.partial(losses.equalization_loss, labels=np.array([1, 3]), tail_mask=np.array([True, False, True]))
+    with pytest.raises(ValueError, match=r"logits\[0, 0\] is nan, in a row with label 1"):
+        loss(logits)
+    assert jax.jit(loss)(logits) == loss(np.zeros((2, 3), np.float32))
 
 
 @each_loss
